@@ -1,0 +1,30 @@
+"""What is raised: the user's mistakes, and memory that cannot be read.  Faults of the machine are values, never exceptions."""
+
+__all__ = ["BadConfig", "BadMachine", "BadTable", "HvlabError", "Unreadable"]
+
+
+class HvlabError(Exception):
+    """A mistake of the user's, told in one sentence that says what, where and what to do."""
+
+
+class BadMachine(HvlabError):
+    """A machine description, kernel log or folder that cannot become a machine."""
+
+
+class BadConfig(HvlabError):
+    """An option that does not exist, or a value it does not take."""
+
+
+class BadTable(HvlabError):
+    """A firmware table whose bytes do not fit its format (length, checksum, a structure of length 0)."""
+
+
+class Unreadable(Exception):
+    """Physical memory that is not there.
+
+    `address` is host-physical; `length` in bytes.  Readers catch it and show "unreadable", which is not "not mapped".
+    """
+
+    def __init__(self, address: int, length: int = 1, why: str = "no memory there"):
+        super().__init__(f"{length} bytes at physical {address:#x} cannot be read: {why}")
+        self.address, self.length, self.why = address, length, why

@@ -1,0 +1,62 @@
+"""Virtual time: nanoseconds since power-on, which pass when the machine says so and never by the wall clock."""
+
+import heapq
+import itertools
+from collections.abc import Callable
+
+__all__ = ["Clock", "Timer"]
+
+
+class Timer:
+    """A deadline on a clock.  `cancel()` takes it off."""
+
+    __slots__ = ("at", "callback")
+
+    def __init__(self, at: int, callback: Callable[[], None]):
+        self.at, self.callback = at, callback
+
+    def cancel(self) -> None:
+        """The callback will not run."""
+        self.callback = _nothing
+
+
+def _nothing() -> None:
+    pass
+
+
+class Clock:
+    """`now` is virtual nanoseconds since power-on."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._queue: list[tuple[int, int, Timer]] = []
+        self._order = itertools.count()
+
+    def after(self, delay: int, callback: Callable[[], None]) -> Timer:
+        """Runs `callback` when `delay` more nanoseconds have passed."""
+        timer = Timer(self.now + max(delay, 0), callback)
+        heapq.heappush(self._queue, (timer.at, next(self._order), timer))
+        return timer
+
+    def advance(self, duration: int) -> None:
+        """Lets `duration` nanoseconds pass; timers run in order, each at its own time."""
+        end = self.now + duration
+        while self._queue and self._queue[0][0] <= end:
+            at, _, timer = heapq.heappop(self._queue)
+            self.now = max(self.now, at)
+            timer.callback()
+        self.now = end
+
+    def next(self) -> int | None:
+        """Time of the next live timer; None where nothing is due, ever."""
+        while self._queue and self._queue[0][2].callback is _nothing:
+            heapq.heappop(self._queue)
+        return self._queue[0][0] if self._queue else None
+
+    def skip(self) -> bool:
+        """Jumps to the next timer and runs it; False where there is none."""
+        at = self.next()
+        if at is None:
+            return False
+        self.advance(max(at - self.now, 0))
+        return True

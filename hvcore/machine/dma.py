@@ -1,0 +1,86 @@
+"""The way of a device's DMA: requester id, remapping unit, memory.  Requests go down whole; faults come back as values."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from ..spec.dma import Direction, DmaRequest, DmaResult, RemapFault
+from .memory import PAGE, Memory
+
+__all__ = ["DmaFabric", "DmaPort", "Remapper"]
+
+MSI = range(0xFEE00000, 0xFEF00000)
+
+
+class Remapper(Protocol):
+    """What the fabric needs of a remapping unit."""
+
+    def translate(self, request: DmaRequest) -> int | RemapFault:
+        """The host-physical address of `request.iova`, or the fault.  `request` lies within one 4 KiB page."""
+        ...
+
+
+class DmaPort:
+    """A device's way out: reads and writes at I/O virtual addresses under its own requester id."""
+
+    def __init__(self, fabric: "DmaFabric", source: int, segment: int = 0):
+        self.fabric, self.source, self.segment = fabric, source, segment
+
+    def read(self, iova: int, length: int) -> DmaResult:
+        """`length` bytes from `iova`."""
+        return self.fabric.issue(DmaRequest(self.source, iova, length, Direction.READ, self.segment))
+
+    def write(self, iova: int, data: bytes) -> DmaResult:
+        """`data` to `iova`."""
+        return self.fabric.issue(DmaRequest(self.source, iova, len(data), Direction.WRITE, self.segment), data)
+
+
+class DmaFabric:
+    """Between devices and memory.
+
+    `unit_of(segment, source)` is the remapping unit that covers a requester, None where none does.  A message-signalled interrupt
+    (a 4-byte write to 0xFEExxxxx) goes to `msi(source, address, data)` and not to memory.  `trace` keeps the newest results.
+    """
+
+    def __init__(self, memory: Memory, unit_of: Callable[[int, int], Remapper | None], msi: Callable[[int, int, int], None] | None = None):
+        self.memory, self.unit_of, self.msi = memory, unit_of, msi
+        self.trace: deque[DmaResult] = deque(maxlen=4096)
+
+    def port(self, source: int, segment: int = 0) -> DmaPort:
+        """The port of requester `source`."""
+        return DmaPort(self, source, segment)
+
+    def issue(self, request: DmaRequest, data: bytes = b"") -> DmaResult:
+        """Carries a request out page by page, in order; stops at the first page that faults or where no memory answers."""
+        result = self._carry(request, data)
+        self.trace.append(result)
+        return result
+
+    def _carry(self, request: DmaRequest, data: bytes) -> DmaResult:
+        if request.iova in MSI and request.access is Direction.WRITE and request.length == 4:
+            if self.msi:
+                self.msi(request.source, request.iova, int.from_bytes(data, "little"))
+            return DmaResult(request, b"")
+        unit = self.unit_of(request.segment, request.source)
+        done: list[bytes] = []
+        for part, offset in pages(request):
+            address = unit.translate(part) if unit else part.iova
+            if isinstance(address, RemapFault):
+                return DmaResult(request, None, address)
+            if not self.memory.backed(address, part.length):
+                return DmaResult(request, None)
+            if request.access is Direction.READ:
+                done.append(self.memory.read(address, part.length))
+            else:
+                self.memory.write(address, data[offset:offset + part.length])
+        return DmaResult(request, b"".join(done))
+
+
+def pages(request: DmaRequest) -> Iterable[tuple[DmaRequest, int]]:
+    """The request cut at 4 KiB boundaries: each part and its offset in the data."""
+    offset = 0
+    while offset < request.length:
+        iova = request.iova + offset
+        length = min(PAGE - iova % PAGE, request.length - offset)
+        yield DmaRequest(request.source, iova, length, request.access, request.segment), offset
+        offset += length

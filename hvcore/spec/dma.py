@@ -1,0 +1,59 @@
+"""A DMA request and what becomes of it, as values that go through the machine whole."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from .pci import format_bdf
+
+__all__ = ["Direction", "DmaRequest", "DmaResult", "RemapFault"]
+
+
+class Direction(Enum):
+    """Which way the data goes, seen from the device."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+@dataclass(frozen=True, slots=True)
+class DmaRequest:
+    """One memory request of a device: `source` is the requester id (bus 15:8, devfn 7:0), `iova` the address it puts on the bus,
+    `length` bytes.  `segment` is the PCI segment."""
+
+    source: int
+    iova: int
+    length: int
+    access: Direction
+    segment: int = 0
+
+    def __str__(self) -> str:
+        return f"{format_bdf(self.source)} {self.access.value} {self.length} bytes at {self.iova:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemapFault:
+    """A request that a remapping unit refused: VT-d fault `reason`, IOVA of the 4 KiB page `address`, register base `unit` of the unit.
+
+    `recorded` is False where the unit wrote no fault record (FPD, overflow)."""
+
+    request: DmaRequest
+    unit: int
+    reason: int
+    address: int
+    recorded: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DmaResult:
+    """What a device gets: the bytes of a read (or b"" of a write) and `fault` None; or `data` None and why.
+
+    `fault` is None and `data` None where the request was translated but no memory answers there (master abort)."""
+
+    request: DmaRequest
+    data: bytes | None
+    fault: RemapFault | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the request completed."""
+        return self.data is not None

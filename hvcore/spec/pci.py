@@ -1,0 +1,38 @@
+"""PCI: names of functions, offsets of configuration space (PCI Local Bus 3.0, section 6; PCI-to-PCI Bridge 1.2, section 3)."""
+
+import re
+
+__all__ = ["BAR0", "CAPABILITIES", "CLASS", "COMMAND", "DEVICE_ID", "HEADER_TYPE", "INTERRUPT_LINE", "INTERRUPT_PIN", "PRIMARY_BUS",
+           "REVISION", "SECONDARY_BUS", "STATUS", "SUBORDINATE_BUS", "SUBSYSTEM_ID", "SUBSYSTEM_VENDOR_ID", "VENDOR_ID", "bdf", "format_bdf",
+           "parse_bdf", "split_bdf"]
+
+VENDOR_ID, DEVICE_ID, COMMAND, STATUS, REVISION, CLASS, HEADER_TYPE = 0x00, 0x02, 0x04, 0x06, 0x08, 0x09, 0x0E
+BAR0, SUBSYSTEM_VENDOR_ID, SUBSYSTEM_ID, CAPABILITIES, INTERRUPT_LINE, INTERRUPT_PIN = 0x10, 0x2C, 0x2E, 0x34, 0x3C, 0x3D
+PRIMARY_BUS, SECONDARY_BUS, SUBORDINATE_BUS = 0x18, 0x19, 0x1A
+COMMAND_IO, COMMAND_MEMORY, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE = 1 << 0, 1 << 1, 1 << 2, 1 << 10
+
+
+def bdf(bus: int, device: int, function: int) -> int:
+    """The 16-bit requester id: bus 15:8, device 7:3, function 2:0."""
+    if not (0 <= bus < 256 and 0 <= device < 32 and 0 <= function < 8):
+        raise ValueError(f"no such PCI function: bus {bus:#x}, device {device:#x}, function {function}")
+    return bus << 8 | device << 3 | function
+
+
+def split_bdf(source: int) -> tuple[int, int, int]:
+    """Bus, device, function of a requester id."""
+    return source >> 8 & 0xFF, source >> 3 & 0x1F, source & 7
+
+
+def format_bdf(source: int) -> str:
+    """A requester id as Linux prints it: `00:02.0`."""
+    bus, device, function = split_bdf(source)
+    return f"{bus:02x}:{device:02x}.{function}"
+
+
+def parse_bdf(text: str) -> tuple[int, int]:
+    """`0000:00:02.0` or `00:02.0` as (segment, requester id)."""
+    m = re.fullmatch(r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])", text.strip())
+    if not m or int(m[3], 16) > 31:
+        raise ValueError(f"{text!r} is not a PCI function like 00:02.0")
+    return int(m[1] or "0", 16), bdf(int(m[2], 16), int(m[3], 16), int(m[4]))
