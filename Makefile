@@ -1,0 +1,91 @@
+# hvlab.  `make lab` opens the workbench, `make test` runs every test; both set everything up first.
+
+SHELL := /bin/bash
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ROOT  := $(filter 0,$(shell id -u))
+# The first interpreter that is new enough; Debian 12's python3 is.
+PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+# What some tests run, and Debian's package for it.
+PROGRAMS := gcc:gcc ld:binutils qemu-system-x86_64:qemu-system-x86 iasl:acpica-tools chromium:chromium
+APT_GET  := DEBIAN_FRONTEND=noninteractive apt-get -q -y
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup tools lab test lint images bench report lock clean distclean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make lab      JupyterLab on the workbench notebook'
+	@echo 'make test     ruff, mypy and every test'
+	@echo 'make report   the workbench notebook, executed without a screen, as build/report.html'
+	@echo 'make bench    speed beside plain C and beside `import pandas`'
+	@echo 'make images   builds the lab guest with gcc'
+	@echo 'make lint     ruff and mypy only'
+	@echo 'make setup    the environment only ($(VENV), exactly the versions of requirements.lock)'
+	@echo 'make lock     new requirements.lock, constraints.txt and environment.yml from pyproject.toml'
+	@echo 'make clean    what the tests and notebooks left; `make distclean` also $(VENV)'
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo 'hvlab needs Python 3.11 or newer, and there is none in PATH: install it (Debian 12: apt-get install python3)' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { [ -n "$(ROOT)" ] && $(APT_GET) update && $(APT_GET) install python3-venv; } || \
+		{ echo 'Python cannot make a virtual environment here: run `sudo apt-get install python3-venv`, then make again' >&2; exit 1; }
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Installs what is missing where that is possible; elsewhere the tests that need it are skipped (in CI they fail).
+tools:
+	@missing=; for pair in $(PROGRAMS); do command -v "$${pair%%:*}" >/dev/null || missing+=" $${pair#*:}"; done; \
+	[ -e /usr/include/stdio.h ] || missing+=' libc6-dev'; \
+	[ -e /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf ] || missing+=' fonts-dejavu-core'; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ -n "$(ROOT)" ] && command -v apt-get >/dev/null; then \
+		$(APT_GET) update && $(APT_GET) install --no-install-recommends $$missing; \
+	else \
+		echo "Some tests need programs that are not here and will be skipped; to run them: sudo apt-get install$$missing" >&2; \
+	fi
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab $(if $(ROOT),--allow-root) $(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser) notebooks/00-workbench.ipynb
+
+test: $(STAMP) tools lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+images:
+	$(MAKE) -C images/guests
+
+bench: $(STAMP)
+	$(BIN)/python -m bench
+
+# No script of another host in the page, and the widgets' static form: the file can be kept and opened anywhere.
+report: $(STAMP)
+	@mkdir -p build
+	$(BIN)/jupyter nbconvert --execute --to html --no-prompt --output-dir build --output report.html notebooks/00-workbench.ipynb \
+		--ExecutePreprocessor.store_widget_state=False --HTMLExporter.require_js_url= --HTMLExporter.mathjax_url= \
+		--HTMLExporter.mermaid_js_url= --HTMLExporter.jquery_url=
+	@echo build/report.html
+
+lock:
+	$(BIN)/python -m pip install --quiet uv
+	UV_PYTHON_DOWNLOADS=never UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --all-extras pyproject.toml -o requirements.lock
+	@{ echo '# requirements.lock without hashes, for conda. Made by `make lock`.'; sed -nE 's/^([a-z0-9].*==[^\\]*[^ \\]) *\\?$$/\1/p' requirements.lock; } > constraints.txt
+	@for name in jupyterlab ipywidgets matplotlib pandas unicorn; do \
+		version=$$(sed -nE "s/^$$name==([^ ]+).*/\1/p" constraints.txt | head -n 1); \
+		sed -i -E "s/^( *- $$name==).*/\1$$version/" environment.yml; done
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis notebooks/.ipynb_checkpoints
+	find hvcore widgets tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""The views: figures and widgets on hvcore's records, one a file."""
