@@ -111,8 +111,9 @@ class Rmrr:
         return self.limit + 1
 
     def __str__(self) -> str:
-        size = f"{(self.end - self.base) / 1024:g} KiB" if self.end > self.base else "limit below base"
-        return f"RMRR [{self.base:#x}, {self.end:#x}), {size}, segment {self.segment:04x}{_listed(self.scopes)}"
+        size = self.end - self.base
+        extent = "limit below base" if size <= 0 else f"{size} bytes" if size % 1024 else f"{size >> 10} KiB"
+        return f"RMRR [{self.base:#x}, {self.end:#x}), {extent}, segment {self.segment:04x}{_listed(self.scopes)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +337,9 @@ def _structure(number: int, body: bytes, at: int) -> Structure:
 def _scopes(data: bytes, base: int) -> Iterator[Scope]:
     at = 0
     while at < len(data):
-        length = data[at + 1] if at + 1 < len(data) else 0
+        if at + _SCOPE.size > len(data):
+            raise BadTable(f"DMAR: {len(data) - at} bytes at offset {base + at:#x} are too few for a device scope ({_SCOPE.size})")
+        length = data[at + 1]
         which = f"the device scope at offset {base + at:#x} has length {length}"
         if length < _SCOPE.size or length % 2:
             raise BadTable(f"DMAR: {which}: it must be {_SCOPE.size} and 2 more for each step of its path")

@@ -1,0 +1,69 @@
+"""Which remapping unit sees a function's DMA, as the wiring of the machine decides it (VT-d 4.1, section 8.3)."""
+
+from collections.abc import Iterable
+
+from ..spec.dmar import Dmar, Scope, ScopeType
+from ..spec.pci import bdf, split_bdf
+from .description import PciDescription
+
+__all__ = ["Topology"]
+
+
+class Topology:
+    """The units of a DMAR table over a tree of PCI functions.
+
+    A unit is its index among the table's DRHDs, a function its (segment, requester id).  The most specific claim wins: a scope that
+    names the function; else the innermost bridge scope above it; else the segment's INCLUDE_PCI_ALL unit.  Of two equal claims the
+    table's first wins.  `unresolved` are scopes whose path leads through a bridge that is not there, or names an impossible function,
+    each with its unit's index.
+    """
+
+    def __init__(self, dmar: Dmar | None, functions: Iterable[PciDescription]):
+        self.functions = tuple(functions)
+        self._behind = {(f.segment, f.source): range(f.secondary, f.subordinate + 1) for f in self.functions if f.secondary}
+        self._by_function: dict[tuple[int, int], int] = {}
+        self._by_bus: dict[tuple[int, int], tuple[int, int]] = {}
+        self._rest: dict[int, int] = {}
+        unresolved = []
+        for index, drhd in enumerate(dmar.drhds if dmar else ()):
+            if drhd.include_all:
+                self._rest.setdefault(drhd.segment, index)
+            unresolved += [(index, s) for s in drhd.scopes if not self._claim(index, drhd.segment, s)]
+        self.unresolved: tuple[tuple[int, Scope], ...] = tuple(unresolved)
+
+    def _claim(self, index: int, segment: int, scope: Scope) -> bool:
+        source = self.resolve(segment, scope)
+        if source is None:
+            return False
+        self._by_function.setdefault((segment, source), index)
+        if scope.type == ScopeType.BRIDGE:
+            buses = self._behind.get((segment, source), range(0))
+            for bus in buses:
+                held = self._by_bus.get((segment, bus))
+                if held is None or len(buses) < held[0]:
+                    self._by_bus[segment, bus] = len(buses), index
+        return True
+
+    def resolve(self, segment: int, scope: Scope) -> int | None:
+        """The requester id that a scope's path leads to, bridge by bridge by their secondary bus numbers; None where it leads nowhere."""
+        bus: int | None = scope.start_bus
+        source = None
+        for device, function in scope.path:
+            if bus is None or device > 31 or function > 7:
+                return None
+            source = bdf(bus, device, function)
+            behind = self._behind.get((segment, source))
+            bus = behind.start if behind else None
+        return source
+
+    def unit_index(self, segment: int, source: int) -> int | None:
+        """The unit that covers requester `source`; None where none does and its DMA goes untranslated."""
+        named = self._by_function.get((segment, source))
+        if named is not None:
+            return named
+        bridged = self._by_bus.get((segment, split_bdf(source)[0]))
+        return bridged[1] if bridged else self._rest.get(segment)
+
+    def covered(self, index: int) -> tuple[PciDescription, ...]:
+        """The functions of the tree that unit `index` covers, in the tree's order."""
+        return tuple(f for f in self.functions if self.unit_index(f.segment, f.source) == index)
