@@ -121,7 +121,7 @@ def test_real_tables_cover_what_they_list(path: Path) -> None:
     table = parse(path.read_bytes())
     topology = Topology(table, ())
     last = len(table.drhds) - 1
-    direct = {}
+    direct: dict[int, int] = {}
     for index, d in enumerate(table.drhds):
         for s in d.scopes:
             if len(s.path) == 1:
