@@ -9,10 +9,11 @@ from .bits import Access, Field, Layout, Register, bit, mask
 
 __all__ = [
     "ADDRESS", "AFLOG", "CAP", "CCMD", "CONDITION", "CONTEXT_HIGH", "CONTEXT_LOW", "ECAP", "ENTRY_BITS", "FECTL", "FPD_SILENCES",
-    "FRCD_HIGH", "FRCD_LOW", "FSTS", "GCMD", "GSTS", "ICS", "IOTLB", "IQA", "IRTA", "IVA", "LINUX_TEXT", "PAGE_SIZE_NAMES", "PMEN",
-    "QUEUE_POINTER", "R", "ROOT_ENTRY", "RTADDR", "SECOND_LEVEL", "SNP", "SP", "TM", "VER", "W", "FaultReason", "TranslationType",
-    "aw_bits", "aw_levels", "context_entry", "entry_reserved", "frcd_count", "frcd_offset", "input_bits", "iotlb_offset", "leaf_levels",
-    "level_index", "level_shift", "mgaw", "ndoms", "registers", "root_entry", "sagaw_levels",
+    "FRCD_HIGH", "FRCD_LOW", "FSTS", "FUNCTION_MASK", "GCMD", "GSTS", "ICS", "INTERRUPT_RANGE", "IOTLB", "IQA", "IRTA", "IVA",
+    "LINUX_TEXT", "PAGE_SIZE_NAMES", "PMEN", "PROTECTED", "QUEUE_CONTEXT", "QUEUE_IOTLB", "QUEUE_POINTER", "QUEUE_RESERVED",
+    "QUEUE_WAIT", "R", "ROOT_ENTRY", "RTADDR", "SECOND_LEVEL", "SNP", "SP", "TM", "VER", "W", "FaultReason", "TranslationType",
+    "aw_bits", "aw_levels", "context_entry", "entry_reserved", "frcd_count", "frcd_offset", "input_bits", "iotlb_offset",
+    "leaf_levels", "level_index", "level_shift", "mgaw", "ndoms", "registers", "root_entry", "sagaw_levels",
 ]
 
 
@@ -72,6 +73,18 @@ IQA = _layout("IQA", ("IQA", 63, 12), ("DW", 11, 11, "256-bit descriptors"), ("Q
 ICS = _layout("ICS", ("IWC", 0, 0, "a wait descriptor with IF completed"))
 IRTA = _layout("IRTA", ("IRTA", 63, 12), ("EIME", 11, 11), ("S", 3, 0, "2^(S + 1) entries"))
 
+# Descriptors of the invalidation queue: low words of types 1, 2 and 5 (section 6.5.2); an IOTLB descriptor's high word is laid out as IVA.
+QUEUE_CONTEXT = _layout("QUEUE_CONTEXT", ("FM", 49, 48), ("SID", 47, 32), ("DID", 31, 16), ("G", 5, 4), ("TYPE", 3, 0))
+QUEUE_IOTLB = _layout("QUEUE_IOTLB", ("DID", 31, 16), ("DR", 7, 7), ("DW", 6, 6), ("G", 5, 4), ("TYPE", 3, 0))
+QUEUE_WAIT = _layout("QUEUE_WAIT", ("DATA", 63, 32), ("FN", 6, 6), ("SW", 5, 5), ("IF", 4, 4), ("TYPE", 3, 0))
+QUEUE_RESERVED = {
+    1: (0xFFFC_0000_0000_FFC0, mask(63)),
+    2: (0xFFFF_FFFF_0000_FF00, 0xF80),
+    4: (0xFFFF_0000_07FF_FFE0, mask(63)),
+    5: (0xFFFF_FF80, 0x3),
+}
+"""Bits that must be zero in the low and the high word of a descriptor, by its type."""
+
 # Table entries.  Address fields end at bit 51 here; bits HAW and up are reserved on a given platform.
 ROOT_ENTRY = _layout("ROOT_ENTRY", ("CTP", 51, 12, "context table, host-physical / 4096"), ("P", 0, 0))
 CONTEXT_LOW = _layout("CONTEXT_LOW",
@@ -86,6 +99,8 @@ SECOND_LEVEL = _layout("SECOND_LEVEL",
 R, W, SP, SNP, TM = 1, 2, bit(7), bit(11), bit(62)
 ADDRESS = 0x000F_FFFF_FFFF_F000
 """Bits 51:12, the address field of every table entry."""
+INTERRUPT_RANGE = range(0xFEE0_0000, 0xFEF0_0000)
+"""Addresses at which a 4-byte write is an interrupt request and nothing else is legal (section 3.13)."""
 ENTRY_BITS = 9
 """Bits of an input address that one level resolves."""
 PAGE_SIZE_NAMES = {1: "4K", 2: "2M", 3: "1G"}
@@ -152,7 +167,11 @@ LINUX_TEXT: dict[int, str] = {
 }
 """What Linux prints for a reason."""
 
+PROTECTED = 0
+"""In place of a reason: a request that a protected memory region blocked.  The unit neither records nor reports these (section 10.4.16)."""
+
 CONDITION: dict[int, str] = {
+    PROTECTED: "the page lies in a protected memory region (PMEN), which blocks in silence",
     0x1: "the root entry of the bus is not present",
     0x2: "the context entry of the function is not present",
     0x3: "the context entry asks for a width or a translation type the unit lacks, or its top table lies where no memory is",
@@ -172,6 +191,10 @@ CONDITION: dict[int, str] = {
 
 FPD_SILENCES = frozenset({0x2, 0x3, 0x4, 0x5, 0x6, 0x7, 0xB, 0xC, 0xD, 0xE})
 """Reasons that are not recorded where the context entry has FPD set (the qualified faults of section 7.2.3)."""
+
+
+FUNCTION_MASK = (0, 0b100, 0b110, 0b111)
+"""Function-number bits of a source id that a context invalidation ignores, by its FM field."""
 
 
 def sagaw_levels(cap: int) -> tuple[int, ...]:

@@ -1,0 +1,280 @@
+"""One VT-d remapping unit: its register page, what its commands do, and the way of a DMA request through it."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...spec.bits import Register
+from ...spec.dma import Direction, DmaRequest, RemapFault
+from ...spec.vtd import (
+    CAP,
+    FPD_SILENCES,
+    GSTS,
+    ICS,
+    INTERRUPT_RANGE,
+    PMEN,
+    PROTECTED,
+    RTADDR,
+    FaultReason,
+    TranslationType,
+    W,
+    registers,
+)
+from ..description import UnitDescription
+from ..memory import Memory
+from .caches import Cached, ContextCache, Iotlb
+from .commands import Command, asked
+from .faults import FaultLog
+from .invalidation import InvalidationQueue, Invalidator
+from .registers import EventRegisters, RegisterFile
+from .walk import Context, Mapping, Walk, Walker
+
+__all__ = ["RemappingUnit", "UnitNote"]
+
+_FEE = INTERRUPT_RANGE.start >> 20
+_GRANULE = (1 << 21) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class UnitNote:
+    """Software wrote `value` to `register` in a way that the specification leaves undefined, or in vain; `text` says what came of it."""
+
+    register: str
+    value: int
+    text: str
+
+
+class RemappingUnit:
+    """A unit of the machine: an MMIO device of one register page, and the remapper of the requesters it covers.
+
+    `host_address_width` is in bits; `msi(address, data)` carries the unit's own interrupt messages; with `ideal_caches` nothing is
+    remembered, so that every request sees the tables as they are.  Raises `BadMachine` for capability words of no real unit.
+    """
+
+    def __init__(self, description: UnitDescription, memory: Memory, host_address_width: int,
+                 msi: Callable[[int, int], None] | None = None, ideal_caches: bool = False):
+        self.description, self.memory, self.ideal_caches = description, memory, ideal_caches
+        cap, ecap = description.cap, description.ecap
+        self.file = RegisterFile(registers(cap, ecap, description.version), f"VT-d unit at {description.base:#x}")
+        self.walker = Walker(memory, cap, ecap, host_address_width)
+        self.notes: deque[UnitNote] = deque(maxlen=256)
+        self._contexts, self._iotlb = ContextCache(), Iotlb()
+        send = msi or _unheard
+        self._fault_event, self._queue_event = EventRegisters(self.file, "FE", send), EventRegisters(self.file, "IE", send)
+        self._faults = FaultLog(self.file, self._fault_event)
+        self._invalidator = Invalidator(cap, self._contexts, self._iotlb)
+        self._queue = InvalidationQueue(memory, self.file, self._invalidator, self._faults, self._queue_event, self._note)
+        self._caching_mode, self._zlr = bool(CAP.get(cap, "CM")), bool(CAP.get(cap, "ZLR"))
+        self._effects = self._write_effects()
+        self._command_effects = {"SRTP": self._latch_root, "QIE": self._queue_switched, "TE": self._translation_switched}
+        self.reset()
+
+    def reset(self) -> None:
+        """As at power-on: every register byte, nothing remembered, no root table, translation off."""
+        self.file.reset()
+        self._contexts.invalidate_all()
+        self._iotlb.invalidate_all()
+        self._faults.reset()
+        self.notes.clear()
+        self._root = 0
+        self._translating = False
+        self._protected: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def base(self) -> int:
+        """Host-physical address of the register page."""
+        return self.description.base
+
+    @property
+    def size(self) -> int:
+        """Bytes of the register page: 4096, more only where the capability registers place registers beyond it."""
+        return len(self.file.bytes)
+
+    @property
+    def registers(self) -> tuple[Register, ...]:
+        """The declarations of all registers, by offset."""
+        return self.file.registers
+
+    @property
+    def root(self) -> int:
+        """The root-table register as SRTP last latched it, which is what walks start from; 0 after reset."""
+        return self._root
+
+    @property
+    def cached(self) -> Cached:
+        """What the context cache and the IOTLB hold; the tables may say otherwise by now."""
+        return Cached(tuple(self._contexts.entries[s] for s in sorted(self._contexts.entries)), self._iotlb.entries())
+
+    def register(self, name: str) -> int:
+        """The value of a register by its name."""
+        return self.file[name]
+
+    def walk(self, source: int, iova: int) -> Walk:
+        """What the tables say now of an IOVA of requester `source`, step by step, whatever the caches hold and whether or not TE is set."""
+        return self.walker.walk(self._root, source, iova)
+
+    # Registers, as software reaches them.
+
+    def peek(self, offset: int, width: int) -> int:
+        """`width` bytes of the register page, without any effect."""
+        return self.file.peek(offset, width)
+
+    def mmio_read(self, offset: int, width: int) -> int:
+        """A load; one of 1 or 2 bytes, which software must not do, gets the bytes as they lie.  No read has an effect."""
+        return self.file.peek(offset, width)
+
+    def mmio_write(self, offset: int, width: int, value: int) -> None:
+        """A store of 4 or 8 bytes; any other, or one off its alignment, is lost.  8 bytes over two registers: the lower first."""
+        value &= (1 << 8 * width) - 1
+        if width not in (4, 8) or offset % 4:
+            self._note(f"offset {offset:#x}", value, f"a write of {width} bytes is lost")
+            return
+        register = self.file.at(offset)
+        if width == 8 and not (register and register.size == 8 and register.offset == offset):
+            self.mmio_write(offset, 4, value & 0xFFFF_FFFF)
+            self.mmio_write(offset + 4, 4, value >> 32)
+        elif register:
+            self._store(register, self.file.merged(register, offset, width, value))
+
+    def _store(self, register: Register, value: int) -> None:
+        if register.name == "GCMD":
+            self._command(value)
+            return
+        self.file[register.name] = register.written(self.file[register.name], value)
+        if effect := self._effects.get(register.name):
+            effect()
+
+    def _write_effects(self) -> dict[str, Callable[[], None]]:
+        """What happens after a register took what was written."""
+        return {
+            "CCMD": lambda: self._invalidator.context_command(self.file, self._note),
+            "IOTLB": lambda: self._invalidator.iotlb_command(self.file, self._note),
+            "IQT": self._queue.run,
+            "FSTS": self._status_written,
+            "FECTL": self._fault_event.control_written,
+            "IECTL": self._queue_event.control_written,
+            "ICS": self._completion_written,
+            **{f"FRCD{i}_HIGH": self._faults.status_written for i in range(self._faults.count)},
+            **dict.fromkeys(("PMEN", "PLMBASE", "PLMLIMIT", "PHMBASE", "PHMLIMIT"), self._protect),
+        }
+
+    def _note(self, register: str, value: int, text: str) -> None:
+        self.notes.append(UnitNote(register, value, text))
+
+    def _status_written(self) -> None:
+        self._faults.status_written()
+        self._queue.run()
+
+    def _completion_written(self) -> None:
+        if not self.file["ICS"] & ICS["IWC"].mask:
+            self._queue_event.withdraw()
+
+    # Global commands.
+
+    def _command(self, value: int) -> None:
+        """GCMD was written: everything it asks for is done at once, so GSTS shows it on the next read."""
+        commands = asked(value, self.file["GSTS"])
+        if len(commands) > 1:
+            names = ", ".join(c.name for c in commands)
+            self._note("GCMD", value, f"more than one command in one write, carried out in this order: {names}")
+        for command in commands:
+            self._carry_out(command, value)
+
+    def _carry_out(self, command: Command, value: int) -> None:
+        if not command.supported(self.description.cap, self.description.ecap):
+            self._note("GCMD", value, f"{command.name} does nothing: the unit has no {command.capability}")
+            return
+        self.file["GSTS"] = command.answer(value, self.file["GSTS"])
+        if effect := self._command_effects.get(command.name):
+            effect()
+
+    def _latch_root(self) -> None:
+        self._root = self.file["RTADDR"]
+        if RTADDR.get(self._root, "TTM"):
+            self._note("RTADDR", self._root, "only legacy mode is modelled: every request will fault")
+
+    def _queue_switched(self) -> None:
+        self.file["IQH"] = 0
+        self._queue.run()
+
+    def _translation_switched(self) -> None:
+        self._translating = bool(GSTS.get(self.file["GSTS"], "TES"))
+        if self._translating and not GSTS.get(self.file["GSTS"], "RTPS"):
+            self._note("GCMD", self.file["GSTS"], "translation enabled without a root table: walks start at physical address 0")
+
+    # Protected memory regions.
+
+    def _protect(self) -> None:
+        """PMEN or a bound was written: PRS follows EPM; a region is [base, limit] with the limit's low bits taken as ones."""
+        enabled = PMEN.get(self.file["PMEN"], "EPM")
+        self.file["PMEN"] = PMEN["PRS"].put(self.file["PMEN"], enabled)
+        have = [name for name, cap in (("PLM", "PLMR"), ("PHM", "PHMR")) if enabled and CAP.get(self.description.cap, cap)]
+        bounds = [(self.file[name + "BASE"], (self.file[name + "LIMIT"] | _GRANULE) + 1) for name in have]
+        self._protected = tuple((start, end) for start, end in bounds if start < end)
+
+    def _unless_protected(self, request: DmaRequest) -> int | RemapFault:
+        """An untranslated request: to its own address, unless a protected region holds it, which is neither recorded nor reported."""
+        for start, end in self._protected:
+            if start < request.iova + max(request.length, 1) and request.iova < end:
+                return RemapFault(request, self.base, PROTECTED, request.iova & ~0xFFF, recorded=False)
+        return request.iova
+
+    # DMA.
+
+    def translate(self, request: DmaRequest) -> int | RemapFault:
+        """The host-physical address of a request, from the caches where they know it, else from the tables; or the fault, recorded."""
+        if not self._translating:
+            return self._unless_protected(request)
+        iova = request.iova
+        if iova >> 20 == _FEE and _is_interrupt(request):
+            return iova
+        context = self._contexts.entries.get(request.source) or self._fetch_context(request.source)
+        reason = context.reason or self.walker.address_refusal(context, iova)
+        if reason:
+            return self._refuse(request, reason, context.fpd)
+        if context.tt is TranslationType.PASS_THROUGH:
+            return self._unless_protected(request)
+        mapping = self._iotlb.find(context.did, iova) or self._fetch_mapping(context, request)
+        reason = self._refusal(mapping, request)
+        if reason:
+            return self._refuse(request, reason, context.fpd)
+        assert mapping.base is not None, "a mapping that lets a request through has a page"
+        address = mapping.base + iova % mapping.size
+        if address >> 20 == _FEE:
+            return self._refuse(request, FaultReason.INTERRUPT_RANGE, context.fpd)
+        return address
+
+    def _fetch_context(self, source: int) -> Context:
+        """A context from the tables; remembered if it is valid, or in caching mode."""
+        context = self.walker.context(self._root, source)
+        if not self.ideal_caches and (context.reason is None or self._caching_mode):
+            self._contexts.insert(context)
+        return context
+
+    def _fetch_mapping(self, context: Context, request: DmaRequest) -> Mapping:
+        """A mapping from the tables; remembered if it lets the request through, or in caching mode."""
+        mapping = self.walker.mapping(context, request.iova)
+        if not self.ideal_caches and (self._caching_mode or self._refusal(mapping, request) is None):
+            self._iotlb.insert(context.did, request.iova, mapping)
+        return mapping
+
+    def _refusal(self, mapping: Mapping, request: DmaRequest) -> FaultReason | None:
+        """Why a mapping refuses a request.  With CAP.ZLR a zero-length read passes where the page can be written."""
+        if request.access is Direction.WRITE:
+            return mapping.write
+        if not request.length and self._zlr and mapping.permission == W:
+            return None
+        return mapping.read
+
+    def _refuse(self, request: DmaRequest, reason: FaultReason, fpd: bool) -> RemapFault:
+        recorded = not (fpd and reason in FPD_SILENCES) and self._faults.record(request, reason)
+        return RemapFault(request, self.base, int(reason), request.iova & ~0xFFF, recorded)
+
+
+def _is_interrupt(request: DmaRequest) -> bool:
+    """A write of 4 aligned bytes in the interrupt range is a message, which no table translates."""
+    return request.access is Direction.WRITE and request.length == 4 and not request.iova % 4
+
+
+def _unheard(address: int, data: int) -> None:
+    """Where a unit's messages go when nobody listens."""
