@@ -12,8 +12,8 @@ __all__ = [
     "FRCD_HIGH", "FRCD_LOW", "FSTS", "FUNCTION_MASK", "GCMD", "GSTS", "ICS", "INTERRUPT_RANGE", "IOTLB", "IQA", "IRTA", "IVA",
     "LINUX_TEXT", "PAGE_SIZE_NAMES", "PMEN", "PROTECTED", "QUEUE_CONTEXT", "QUEUE_IOTLB", "QUEUE_POINTER", "QUEUE_RESERVED",
     "QUEUE_WAIT", "R", "ROOT_ENTRY", "RTADDR", "SECOND_LEVEL", "SNP", "SP", "TM", "VER", "W", "FaultReason", "TranslationType",
-    "aw_bits", "aw_levels", "context_entry", "entry_reserved", "frcd_count", "frcd_offset", "input_bits", "iotlb_offset",
-    "leaf_levels", "level_index", "level_shift", "mgaw", "ndoms", "registers", "root_entry", "sagaw_levels",
+    "aw_bits", "aw_levels", "context_entry", "entry_reserved", "frcd_count", "frcd_offset", "in_interrupt_range", "input_bits",
+    "iotlb_offset", "leaf_levels", "level_index", "level_shift", "mgaw", "ndoms", "registers", "root_entry", "sagaw_levels",
 ]
 
 
@@ -266,6 +266,11 @@ def root_entry(context_table: int) -> int:
 def context_entry(root: int, aw: int, did: int, tt: int = 0, fpd: bool = False) -> tuple[int, int]:
     """Low and high word of a present context entry for a second-level table at host-physical `root` (section 9.3)."""
     return root & ADDRESS | CONTEXT_LOW.make(P=1, FPD=int(fpd), TT=tt), CONTEXT_HIGH.make(AW=aw, DID=did)
+
+
+def in_interrupt_range(address: int) -> bool:
+    """Whether an address lies in `INTERRUPT_RANGE`."""
+    return address >> 20 == 0xFEE
 
 
 def iotlb_offset(ecap: int) -> int:

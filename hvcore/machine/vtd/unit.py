@@ -11,13 +11,13 @@ from ...spec.vtd import (
     FPD_SILENCES,
     GSTS,
     ICS,
-    INTERRUPT_RANGE,
     PMEN,
     PROTECTED,
     RTADDR,
     FaultReason,
     TranslationType,
     W,
+    in_interrupt_range,
     registers,
 )
 from ..description import UnitDescription
@@ -31,7 +31,6 @@ from .walk import Context, Mapping, Walk, Walker
 
 __all__ = ["RemappingUnit", "UnitNote"]
 
-_FEE = INTERRUPT_RANGE.start >> 20
 _GRANULE = (1 << 21) - 1
 
 
@@ -226,7 +225,7 @@ class RemappingUnit:
         if not self._translating:
             return self._unless_protected(request)
         iova = request.iova
-        if iova >> 20 == _FEE and _is_interrupt(request):
+        if in_interrupt_range(iova) and _is_interrupt(request):
             return iova
         context = self._contexts.entries.get(request.source) or self._fetch_context(request.source)
         reason = context.reason or self.walker.address_refusal(context, iova)
@@ -240,8 +239,8 @@ class RemappingUnit:
             return self._refuse(request, reason, context.fpd)
         assert mapping.base is not None, "a mapping that lets a request through has a page"
         address = mapping.base + iova % mapping.size
-        if address >> 20 == _FEE:
-            return self._refuse(request, FaultReason.INTERRUPT_RANGE, context.fpd)
+        if in_interrupt_range(address):
+            return self._refuse(request, FaultReason.in_interrupt_range, context.fpd)
         return address
 
     def _fetch_context(self, source: int) -> Context:

@@ -19,7 +19,6 @@ from ...spec.vtd import (
     CONTEXT_HIGH,
     CONTEXT_LOW,
     ECAP,
-    INTERRUPT_RANGE,
     RTADDR,
     SP,
     FaultReason,
@@ -28,6 +27,7 @@ from ...spec.vtd import (
     W,
     aw_levels,
     entry_reserved,
+    in_interrupt_range,
     input_bits,
     leaf_levels,
     level_index,
@@ -166,7 +166,7 @@ class Walker:
             return Walk(source, iova, tuple(steps), context, iova, _PAGE, R | W, None, None)
         mapping = self.mapping(context, iova, steps)
         address = None if mapping.base is None else mapping.base | iova % mapping.size
-        if address in INTERRUPT_RANGE:
+        if address is not None and in_interrupt_range(address):
             blocked = FaultReason.INTERRUPT_RANGE
             return Walk(source, iova, tuple(steps), context, None, None, 0, mapping.read or blocked, mapping.write or blocked)
         size = None if address is None else mapping.size
@@ -176,7 +176,7 @@ class Walker:
         """Why a context refuses an input address before any paging entry is read."""
         if iova >> context.bits:
             return FaultReason.BEYOND_WIDTH
-        return FaultReason.INTERRUPT_RANGE if iova in INTERRUPT_RANGE else None
+        return FaultReason.INTERRUPT_RANGE if in_interrupt_range(iova) else None
 
     def context(self, root: int, source: int, steps: list[Step] | None = None) -> Context:
         """The context of a requester; what was read is added to `steps`."""
