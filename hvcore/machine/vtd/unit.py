@@ -240,7 +240,7 @@ class RemappingUnit:
         assert mapping.base is not None, "a mapping that lets a request through has a page"
         address = mapping.base + iova % mapping.size
         if in_interrupt_range(address):
-            return self._refuse(request, FaultReason.in_interrupt_range, context.fpd)
+            return self._refuse(request, FaultReason.INTERRUPT_RANGE, context.fpd)
         return address
 
     def _fetch_context(self, source: int) -> Context:
