@@ -85,6 +85,7 @@ def test_the_bios_data_area_follows_the_map(low: int, kib: int, ebda: int | None
     assert int.from_bytes(memory.read(0x413, 2), "little") == kib
     assert int.from_bytes(memory.read(0x40E, 2), "little") << 4 == (ebda or 0)
     assert int.from_bytes(memory.read(0x400, 2), "little") == 0x3F8
+    assert int.from_bytes(memory.read(0x410, 2), "little") >> 9 & 7 == 1, "serial ports"
     assert layout.address("EBDA") == ebda
     assert ebda is None or memory.read(ebda, 1)[0] == (0xA0000 - ebda) >> 10
 
@@ -117,6 +118,7 @@ def test_what_a_console_shows() -> None:
     (replace(PC, acpi_address=0x4000000 - 0x80), "firmware's APIC (90 bytes at 0x3ffffc0) would not lie in RAM"),
     (replace(PC, ram_runs=((0, 0xA0000), (0x100000, 0x4000000))), "firmware's E820 (108 bytes at 0xf0000) would not lie in RAM"),
     (replace(PC, acpi_address=0xF0010), "firmware's E820 at 0xf0000 runs into its XSDT at 0xf0010"),
+    (replace(PC, acpi_address=0xF0060), "firmware's E820 at 0xf0000 runs into its XSDT at 0xf0060"),
     (replace(PC, acpi_address=0xEFFE0), "firmware's XSDT at 0xeffe0 runs into its E820 at 0xf0000"),
     (replace(PC, acpi_address=0xF7F80), "firmware's APIC at 0xf7fc0 runs into its RSDP at 0xf8000"),
     (replace(PC, e820=E820[:1] * 1700), "1700 E820 entries, firmware has room for 1638"),
