@@ -1,0 +1,207 @@
+"""The processor: Unicorn on the machine's own memory, with AMD-V finished where the emulator stops short of it.
+
+Nothing of the machine's state lives here but registers: memory is the machine's, MMIO and ports go to its bus.  Code that runs in host
+mode talks to its policy by OUT to the port DOOR; a guest's OUT to that port goes to the bus like any other.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
+from unicorn import unicorn_const as uc_const
+from unicorn import x86_const as x86
+
+from ..spec.svm import EFER, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, SaveArea
+from .bus import Bus
+from .clock import Clock
+from .events import deliver_injected_exception
+from .memory import PAGE, Memory
+from .vmexit import Exit, choose
+
+__all__ = ["DOOR", "PHYSICAL_BITS", "Cpu", "Stop", "StopKind"]
+
+DOOR = 0xE0
+"""The port by which the core's machine code hands over to its policy."""
+PHYSICAL_BITS = 40
+"""Width of the processor's physical addresses: it reaches 1 TiB, whatever the model says."""
+ACCESS_NS = 1000
+"""Virtual time that one access to a device takes."""
+
+
+class StopKind(Enum):
+    """Why the processor came back."""
+
+    HALT = "halted in the host"
+    GUEST_HALT = "halted in the guest, with no exit"
+    REQUEST = "stopped by request"
+    CRASH = "crashed"
+    TIMEOUT = "made no progress"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How a run of the processor ended; `rip` is a linear address, `guest` whether it was the guest's code."""
+
+    kind: StopKind
+    detail: str
+    rip: int
+    guest: bool
+
+
+class Cpu:
+    """One processor on `memory` and `bus`, living in the time of `clock`.  `on_door` is called when host code writes to DOOR."""
+
+    def __init__(self, memory: Memory, bus: Bus, clock: Clock, public_only: bool = False):
+        self.memory, self.bus, self.clock = memory, bus, clock
+        self.on_door: Callable[[], None] = _nothing
+        self.uc = Uc(UC_ARCH_X86, UC_MODE_64)
+        self.uc.ctl_set_cpu_model(x86.UC_CPU_X86_EPYC)
+        self._blocks = list(_map_memory(self.uc, memory))
+        self._map_holes()
+        self.uc.ctl_exits_enabled(True)
+        self.exit: Exit = choose(self.uc, memory, public_only)
+        self.rip = self.hsave = 0
+        self._stop: Stop | None = None
+        self._hook()
+        memory.listeners.append(self._written)
+
+    # --- wiring
+
+    def _map_holes(self) -> None:
+        """Everything below 1 TiB that is not RAM is the bus's."""
+        at = 0
+        for start, end in [*self.memory.runs, (1 << PHYSICAL_BITS, 1 << PHYSICAL_BITS)]:
+            start, end = min(start, 1 << PHYSICAL_BITS), min(end, 1 << PHYSICAL_BITS)
+            if start > at:
+                self.uc.mmio_map(at, start - at, self._mmio_read, at, self._mmio_write, at)
+            at = max(at, end)
+
+    def _hook(self) -> None:
+        self.uc.hook_add(UC_HOOK_INTR, self._on_interrupt)
+        self.uc.hook_add(UC_HOOK_INSN_INVALID, self._on_invalid)
+        self.uc.hook_add(UC_HOOK_INSN, self._on_out, None, 1, 0, x86.UC_X86_INS_OUT)
+        self.uc.hook_add(UC_HOOK_INSN, self._on_in, None, 1, 0, x86.UC_X86_INS_IN)
+
+    def _mmio_read(self, _uc: Uc, offset: int, width: int, base: int) -> int:
+        self.clock.advance(ACCESS_NS)
+        return self.bus.read(base + offset, width)
+
+    def _mmio_write(self, _uc: Uc, offset: int, width: int, value: int, base: int) -> None:
+        self.clock.advance(ACCESS_NS)
+        self.bus.write(base + offset, width, value)
+
+    def _on_in(self, _uc: Uc, port: int, width: int, _data: Any) -> int:
+        self.clock.advance(ACCESS_NS)
+        return self.bus.port_read(port, width)
+
+    def _on_out(self, _uc: Uc, port: int, width: int, value: int, _data: Any) -> None:
+        if port == DOOR and not self.in_guest():
+            self.exit.at_door()
+            self.on_door()
+            if vmcb := self.memory.read64(self.hsave + SaveArea.RAX):
+                self._enter_guest(vmcb)
+        else:
+            self.clock.advance(ACCESS_NS)
+            self.bus.port_write(port, width, value)
+
+    def _on_interrupt(self, _uc: Uc, number: int, _data: Any) -> None:
+        if number >= 0x100:
+            self.exit.finish(number - 0x100, self.hsave)
+            self.memory.write64(self.hsave + SaveArea.RIP, 0)
+        else:
+            self._crash(f"exception {number} that nobody takes")
+
+    def _on_invalid(self, _uc: Uc, _data: Any) -> bool:
+        self._crash("invalid opcode that nobody takes")
+        return False
+
+    def _enter_guest(self, vmcb: int) -> None:
+        """The processor's part of VMRUN that the emulator leaves out; RAX in the save area is the VMCB of the last entry."""
+        if self.memory.backed(vmcb, PAGE):
+            deliver_injected_exception(self.memory, vmcb)
+
+    def _crash(self, what: str) -> None:
+        guest, rip = self.in_guest(), self.uc.reg_read(x86.UC_X86_REG_RIP)
+        self.stop(StopKind.CRASH, f"{what}, in the {'guest' if guest else 'host'} at RIP {rip:#x}")
+
+    def _written(self, start: int, end: int) -> None:
+        """Memory changed behind the processor's back: what was translated there is stale."""
+        for block, first, last in self._blocks:
+            if start < last and first < end:
+                self.exit.drop_code(block + max(start, first) - first, block + min(end, last) - first)
+
+    # --- use
+
+    def in_guest(self) -> bool:
+        """Whether guest code runs: VMRUN stores the host's RIP in the save area, an exit clears it."""
+        return bool(self.hsave) and self.memory.read64(self.hsave + SaveArea.RIP) != 0
+
+    def start(self, rip: int, cr3: int, hsave: int) -> None:
+        """As a boot loader leaves it: long mode, paging by the tables at `cr3`, no-execute on, interrupts off.
+
+        `hsave` is where the code that starts there will have the host's state saved (VM_HSAVE_PA).
+        """
+        self.uc.msr_write(EFER, EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE)
+        self.uc.reg_write(x86.UC_X86_REG_CR4, 0x620)
+        self.uc.reg_write(x86.UC_X86_REG_CR3, cr3)
+        self.uc.reg_write(x86.UC_X86_REG_CR0, 0x80010011)
+        self.uc.reg_write(x86.UC_X86_REG_EFLAGS, 2)
+        self.rip, self.hsave = rip, hsave
+
+    def tsc(self) -> int:
+        """The time-stamp counter: virtual time at 2 GHz."""
+        return 2 * self.clock.now
+
+    def run(self) -> Stop:
+        """Runs until host code halts or someone calls `stop` (before it began, too)."""
+        if self._stop is None:
+            self._emulate()
+        guest = self.in_guest()
+        stop, self._stop = self._stop, None
+        return stop or Stop(StopKind.GUEST_HALT if guest else StopKind.HALT, "", self.rip, guest)
+
+    def _emulate(self) -> None:
+        interrupted = True
+        while interrupted:
+            try:
+                self.uc.emu_start(self.rip, 0)
+            except UcError as e:
+                self._crash(str(e))
+            self.rip = self.uc.reg_read(x86.UC_X86_REG_RIP)
+            interrupted = self.exit.settle() and self._stop is None
+
+    def stop(self, kind: StopKind = StopKind.REQUEST, detail: str = "") -> None:
+        """Ends `run` at the next chance; the first reason given stays."""
+        if self._stop is None:
+            self._stop = Stop(kind, detail, self.rip, False)
+        self.uc.emu_stop()
+
+    def flush_tlb(self) -> None:
+        """After tables of the host were edited from outside."""
+        self.uc.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
+
+    def close(self) -> None:
+        """Lets go of the emulator and of the machine's memory."""
+        if self._written in self.memory.listeners:
+            self.memory.listeners.remove(self._written)
+
+
+def _map_memory(uc: Uc, memory: Memory) -> Iterator[tuple[int, int, int]]:
+    """Gives the emulator every run of RAM below 1 TiB; yields (offset among its RAM blocks, start, end)."""
+    block = 0
+    for start, end in memory.runs:
+        end = min(end, 1 << PHYSICAL_BITS)
+        if start < end:
+            uc.mem_map_ptr(start, end - start, UC_PROT_ALL, memory.host + start)
+            yield block, start, end
+            block += -(-(end - start) // _BLOCK) * _BLOCK
+
+
+_BLOCK = 64 * 4096
+"""The emulator places its RAM blocks at multiples of this."""
+
+
+def _nothing() -> None:
+    pass

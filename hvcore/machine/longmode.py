@@ -1,0 +1,35 @@
+"""Long-mode page tables as the processor walks them (AMD64 Architecture Programmer's Manual, volume 2, section 5.3); nested ones alike."""
+
+from ..errors import Unreadable
+from .memory import Memory
+
+__all__ = ["ADDRESS", "LARGE", "PRESENT", "translate", "translate_nested"]
+
+PRESENT, LARGE = 1 << 0, 1 << 7
+ADDRESS = 0x000F_FFFF_FFFF_F000
+
+
+def translate(memory: Memory, root: int, address: int) -> int | None:
+    """Where `address` leads by the four-level tables at `root` (CR3 or N_CR3); None where it is not mapped or a table is no memory."""
+    table = root & ADDRESS
+    for level in (3, 2, 1, 0):
+        shift = 12 + 9 * level
+        try:
+            entry = memory.read64(table + 8 * (address >> shift & 511))
+        except Unreadable:
+            return None
+        if not entry & PRESENT:
+            return None
+        if level == 0 or level < 3 and entry & LARGE:
+            return (entry & ADDRESS) >> shift << shift | address & (1 << shift) - 1
+        table = entry & ADDRESS
+    return None
+
+
+def translate_nested(memory: Memory, cr3: int, n_cr3: int, address: int) -> int | None:
+    """Host-physical address of a guest-virtual one, through the guest's tables and then the nested ones.
+
+    The guest's tables are read where the nested tables map each of them to itself; elsewhere the address counts as unmapped.
+    """
+    physical = translate(memory, cr3, address)
+    return None if physical is None else translate(memory, n_cr3, physical)

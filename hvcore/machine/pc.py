@@ -1,0 +1,156 @@
+"""The PC, assembled from its description.  Power-on builds everything anew on the same memory."""
+
+import threading
+from collections import deque
+
+from ..errors import BadMachine, BadTable
+from ..spec import dmar
+from . import firmware
+from .bus import Bus
+from .clock import Clock
+from .cmos import Cmos
+from .cpu import Cpu, Stop, StopKind
+from .description import MachineDescription
+from .dma import DmaFabric
+from .memory import PAGE, Memory
+from .pci import RootComplex
+from .pic import Pic
+from .pit import Pit
+from .pmtimer import PmTimer
+from .reset import ResetPorts
+from .topology import Topology
+from .uart import Uart
+from .vtd.unit import RemappingUnit
+
+__all__ = ["Pc"]
+
+DEBUG_PORT = 0xE9
+
+
+class _DebugPort:
+    """What is written to port 0xE9, as Bochs and QEMU have it."""
+
+    def __init__(self) -> None:
+        self.output = bytearray()
+
+    def port_read(self, port: int, width: int) -> int:
+        """0xE9, which tells software that the port is there."""
+        return DEBUG_PORT
+
+    def port_write(self, port: int, width: int, value: int) -> None:
+        """One byte."""
+        self.output.append(value & 0xFF)
+
+
+class Pc:
+    """A machine that can be switched on.  `power_on` gives fresh devices; memory, the largest part, is only emptied.
+
+    `serial` is what was sent on COM1, `debug` what was written to port 0xE9, `messages` the newest message-signalled interrupts as (source,
+    address, data): no local APIC takes them.
+    """
+
+    memory: Memory
+    bus: Bus
+    cpu: Cpu
+    interrupts: Pic
+
+    def __init__(self, machine: MachineDescription, public_only: bool = False):
+        self.machine, self.public_only = machine, public_only
+        self.memory = Memory(machine.ram_runs)
+        self.topology = Topology(_parsed(machine.dmar), machine.pci)
+        self.power_on()
+
+    def power_on(self) -> None:
+        """Empty memory, fresh devices and disk, firmware's tables laid."""
+        if hasattr(self, "cpu"):
+            self.cpu.close()
+        self.memory.reset()
+        self.clock = Clock()
+        self.bus = Bus(self.memory)
+        self.units = self._units()
+        self.messages: deque[tuple[int, int, int]] = deque(maxlen=256)
+        self.fabric = DmaFabric(self.memory, self._unit_of, self._message)
+        self._legacy()
+        self.root = RootComplex(self.bus, self.fabric, self.clock, self.machine, self.interrupts)
+        self.layout = firmware.lay(self.memory, self.machine)
+        self.cpu = Cpu(self.memory, self.bus, self.clock, self.public_only)
+
+    def _units(self) -> list[RemappingUnit]:
+        units = [RemappingUnit(u, self.memory, self.machine.host_address_width, self._unit_message) for u in self.machine.units]
+        for unit in units:
+            try:
+                self.bus.map_mmio(unit.base, PAGE, f"VT-d unit at {unit.base:#x}", unit)
+            except ValueError as e:
+                raise BadMachine(f"the machine's remapping units collide: {e}") from e
+        return units
+
+    def _legacy(self) -> None:
+        self.serial = bytearray()
+        self.interrupts = Pic(self.bus)
+        self.pit = Pit(self.bus, self.clock, self.interrupts)
+        self.pm_timer = PmTimer(self.bus, self.clock)
+        self.cmos = Cmos(self.bus, self.clock, self.machine.ram_runs)
+        self.uart = Uart(self.bus, self.interrupts, self.serial.extend)
+        self.reset_ports = ResetPorts(self.bus, self._reset)
+        self._debug = _DebugPort()
+        self.bus.map_ports(DEBUG_PORT, 1, self._debug)
+        self.reset_requested = False
+
+    @property
+    def debug(self) -> bytes:
+        """Everything written to port 0xE9."""
+        return bytes(self._debug.output)
+
+    def _unit_of(self, segment: int, source: int) -> RemappingUnit | None:
+        index = self.topology.unit_index(segment, source)
+        return self.units[index] if index is not None and index < len(self.units) else None
+
+    def _message(self, source: int, address: int, data: int) -> None:
+        self.messages.append((source, address, data))
+
+    def _unit_message(self, address: int, data: int) -> None:
+        self.messages.append((-1, address, data))
+
+    def _reset(self) -> None:
+        self.reset_requested = True
+        self.cpu.stop(StopKind.REQUEST, "the guest reset the machine")
+
+    def run(self, seconds: float) -> Stop | None:
+        """Runs until the processor stops for good (the stop) or halts with nothing left that could wake it (None).
+
+        After `seconds` of wall time it stops with a timeout.
+        """
+        guard = threading.Timer(seconds, self.cpu.stop, [StopKind.TIMEOUT, f"still running after {seconds:g} s of wall time"])
+        guard.daemon = True
+        guard.start()
+        try:
+            while (stop := self.cpu.run()).kind is StopKind.HALT:
+                if not self._wait():
+                    return None
+            return stop
+        finally:
+            guard.cancel()
+
+    def _wait(self) -> bool:
+        """The processor halts: time jumps from timer to timer until an interrupt waits.  False where none will come."""
+        while self.interrupts.pending() is None:
+            if not self.clock.skip():
+                return False
+        return True
+
+    def type(self, data: bytes) -> None:
+        """Input on COM1."""
+        self.uart.receive(data)
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        self.cpu.close()
+        self.memory.close()
+
+
+def _parsed(table: bytes | None) -> dmar.Dmar | None:
+    """The machine's DMAR, where it has one that can be read."""
+    try:
+        return dmar.parse(table) if table else None
+    except BadTable:
+        return None

@@ -1,0 +1,156 @@
+"""The hardware's part of a #VMEXIT, which the emulator leaves to us: by its own exported function, or by its public interface alone."""
+
+import ctypes
+from typing import Any, Protocol
+
+from unicorn import Uc
+from unicorn import unicorn_const as uc_const
+from unicorn import x86_const as x86
+
+from ..spec.svm import ControlArea, SaveArea
+from . import emulator
+from .memory import Memory
+
+__all__ = ["Exit", "ExportedExit", "PublicExit", "choose"]
+
+
+class Exit(Protocol):
+    """How an exit is finished and stale code dropped."""
+
+    def at_door(self) -> None:
+        """Host code hands over to its policy, the first time before any VMRUN."""
+        ...
+
+    def finish(self, code: int, hsave: int) -> None:
+        """World switch from the guest to the host whose state lies at host-physical `hsave`."""
+        ...
+
+    def drop_code(self, start: int, end: int) -> None:
+        """Forgets translated code of [start, end) in the emulator's RAM blocks."""
+        ...
+
+    def settle(self) -> bool:
+        """Called outside emulation: what could not be done inside a hook.  True: emulation was only interrupted for that."""
+        ...
+
+
+class ExportedExit:
+    """By the emulator's own function: exact, 20 us an exit."""
+
+    def __init__(self, private: emulator.Private):
+        self.private = private
+        if private.no_exit_request is not None:
+            private.no_exit_request.value = 1
+
+    def at_door(self) -> None:
+        """Nothing to remember."""
+
+    def finish(self, code: int, hsave: int) -> None:
+        """All of it happens in the emulator."""
+        self.private.finish_exit()
+
+    def drop_code(self, start: int, end: int) -> None:
+        """At once."""
+        self.private.drop_code(start, end)
+
+    def settle(self) -> bool:
+        """Nothing is left over."""
+        return False
+
+
+_STATE = ((x86.UC_X86_REG_RIP, SaveArea.RIP), (x86.UC_X86_REG_RSP, SaveArea.RSP), (x86.UC_X86_REG_RAX, SaveArea.RAX),
+          (x86.UC_X86_REG_RFLAGS, SaveArea.RFLAGS), (x86.UC_X86_REG_CR0, SaveArea.CR0), (x86.UC_X86_REG_CR2, SaveArea.CR2),
+          (x86.UC_X86_REG_CR3, SaveArea.CR3), (x86.UC_X86_REG_CR4, SaveArea.CR4))
+_HOST = _STATE[:4]
+_GENERAL = (x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RBP, x86.UC_X86_REG_RSI, x86.UC_X86_REG_RDI,
+            x86.UC_X86_REG_R8, x86.UC_X86_REG_R9, x86.UC_X86_REG_R10, x86.UC_X86_REG_R11, x86.UC_X86_REG_R12, x86.UC_X86_REG_R13,
+            x86.UC_X86_REG_R14, x86.UC_X86_REG_R15)
+
+
+class PublicExit:
+    """By the public interface alone: right for a flat 64-bit guest at CPL 0 (the lab guest), 240 us an exit.
+
+    Hidden parts of the guest's segments are taken as unchanged since VMRUN; EXITINFO2 of a page fault is CR2.
+    """
+
+    def __init__(self, uc: Uc, memory: Memory):
+        self.uc, self.memory = uc, memory
+        self.host: Any = None
+        self.scratch = uc.context_save()
+        self.error_code = _error_code_offset()
+        self.stale = False
+
+    def at_door(self) -> None:
+        """Remembers the host's segments, which VMRUN's save area cannot give back."""
+        if self.host is None:
+            self.host = self.uc.context_save()
+
+    def finish(self, code: int, hsave: int) -> None:
+        """Guest registers into the VMCB (RAX held its address at VMRUN: the host's saved RAX), host registers back."""
+        vmcb = self.memory.read64(hsave + SaveArea.RAX)
+        names = [r for r, _ in _STATE] + list(_GENERAL)
+        values = self.uc.reg_read_batch(names)
+        for (_, offset), value in zip(_STATE, values, strict=False):
+            self.memory.write64(vmcb + offset, value)
+        self.uc.context_update(self.scratch)
+        self.memory.write64(vmcb + ControlArea.EXITCODE, code)
+        self.memory.write32(vmcb + ControlArea.EVENTINJ, 0)
+        self.memory.write64(vmcb + ControlArea.EXITINFO1, self._error_code())
+        if code == 0x40 + 14:
+            self.memory.write64(vmcb + ControlArea.EXITINFO2, self.uc.reg_read(x86.UC_X86_REG_CR2))
+        back = [(r, self.memory.read64(hsave + offset)) for r, offset in _HOST]
+        self.host.reg_write_batch(back + list(zip(_GENERAL, values[len(_STATE):], strict=True)))
+        self.uc.context_restore(self.host)
+        self.uc.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
+
+    def _error_code(self) -> int:
+        at = ctypes.cast(self.scratch.context, ctypes.c_void_p).value
+        return ctypes.c_int32.from_address((at or 0) + self.error_code).value & 0xFFFFFFFF
+
+    def drop_code(self, start: int, end: int) -> None:
+        """Not allowed inside a hook: the emulator stops first and `settle` does it."""
+        self.stale = True
+        self.uc.emu_stop()
+
+    def settle(self) -> bool:
+        """Drops all translated code if any was stale."""
+        was, self.stale = self.stale, False
+        if was:
+            self.uc.ctl_flush_tb()
+        return was
+
+
+def _error_code_offset() -> int:
+    """Where an exception's error code lies in a saved context: two #GPs with known selectors tell."""
+    found: set[int] | None = None
+    for selector in (0x5A58, 0x3C30):
+        hits = _find_word(_context_after_gp(selector), selector)
+        found = hits if found is None else found & hits
+    if not found or len(found) != 1:
+        raise RuntimeError("this build of Unicorn does not show error codes; install unicorn 2.1.2 to 2.1.4")
+    return found.pop()
+
+
+def _context_after_gp(selector: int) -> bytes:
+    uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
+    uc.mem_map(0, 0x1000)
+    uc.mem_write(0, b"\xb8" + (selector | 0x11110000).to_bytes(4, "little") + b"\x8e\xd8")      # mov eax, selector; mov ds, eax
+    saved: list[bytes] = []
+
+    def on_fault(machine: Uc, _number: int, _data: Any) -> None:
+        saved.append(bytes(machine.context_save()))
+        machine.emu_stop()
+
+    uc.hook_add(uc_const.UC_HOOK_INTR, on_fault)
+    uc.emu_start(0, 7)
+    return saved[0]
+
+
+def _find_word(data: bytes, word: int) -> set[int]:
+    return {i for i in range(0, len(data) - 4, 4) if int.from_bytes(data[i:i + 4], "little") == word}
+
+
+def choose(uc: Uc, memory: Memory, public_only: bool = False) -> Exit:
+    """The exact way where this build of the emulator has it, else the public one."""
+    private = None if public_only else emulator.find(uc)
+    return ExportedExit(private) if private else PublicExit(uc, memory)

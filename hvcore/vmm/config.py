@@ -1,0 +1,142 @@
+"""The core's build options, by BitVisor's names and a few of ours, and the two profiles."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ..errors import BadConfig
+
+__all__ = ["MAP_ENDS", "PROFILES", "QUIRKS", "Config", "parse_settings"]
+
+QUIRKS = {
+    "AGAW_FROM_LAST_UNIT":
+        "every domain takes the address width of the last DRHD's MGAW; if its SAGAW lacks that width there is no domain, and its use is a "
+        "null pointer",
+    "SCOPE_BY_EXACT_FUNCTION":
+        "a device is looked up by its own bus:device.function; what lies behind a bridge named by a DRHD is missed",
+    "ZAPPED_SIGNATURE_ASSERT":
+        "the parse zaps the DMAR's signature, so the second look-up trips an assertion (the public source of 2026-05 does not start with "
+        "VTD_TRANS for this; the measured one had the line mended)",
+}
+"""Bugs of the real one, each with its story.  A profile has some; QUIRKS=A,B names them one by one."""
+
+MAP_ENDS = {
+    "4gib": "the first 4 GiB, as BitVisor does",
+    "e820": "highest base + length of all E820 entries, as the article's patch does",
+    "ram": "end of the highest usable E820 entry",
+}
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "bitvisor": {"IOMMU_MAP_END": "4gib", "IOMMU_SUPERPAGES": False, "HIDE_VTD_REGS": False,
+                 "QUIRKS": frozenset({"AGAW_FROM_LAST_UNIT", "SCOPE_BY_EXACT_FUNCTION"})},
+    "mended": {"IOMMU_MAP_END": "ram", "IOMMU_SUPERPAGES": True, "HIDE_VTD_REGS": True, "QUIRKS": frozenset()},
+}
+"""What a profile sets; an option given by name comes before it."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the core.  What is not given comes from the profile.
+
+    PROFILE `bitvisor` behaves as the measured one, bugs included; `mended` as it should be.  VTD_TRANS drives the remapping units (on by
+    default here; BitVisor's own default is off).  DISABLE_VTD switches the units off where VTD_TRANS does not use them.  IOMMU_MAP_END
+    says how far domain 0 reaches, IOMMU_SUPERPAGES maps 2 MiB pages above 4 GiB, HIDE_VTD_REGS withholds the units' registers from the
+    guest's CPU, VMM_SIZE_MIB is the core's own memory (a multiple of 4), QUIRKS are bugs by name.
+    """
+
+    PROFILE: str = "bitvisor"
+    VTD_TRANS: bool = True
+    DISABLE_VTD: bool = True
+    IOMMU_MAP_END: str = None            # type: ignore[assignment]
+    IOMMU_SUPERPAGES: bool = None        # type: ignore[assignment]
+    HIDE_VTD_REGS: bool = None           # type: ignore[assignment]
+    VMM_SIZE_MIB: int = 128
+    QUIRKS: frozenset[str] = None        # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        _one_of("PROFILE", self.PROFILE, PROFILES)
+        for name, value in PROFILES[self.PROFILE].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for f in fields(self):
+            object.__setattr__(self, f.name, _checked(f.name, getattr(self, f.name)))
+
+    def change(self, **options: Any) -> "Config":
+        """A copy with other values; a new PROFILE brings its own for all that is not named."""
+        _known(options)
+        if "PROFILE" in options and options["PROFILE"] != self.PROFILE:
+            options = dict.fromkeys(PROFILES["bitvisor"]) | options
+        return replace(self, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option with its value, fit for JSON."""
+        return {f.name: sorted(v) if isinstance(v := getattr(self, f.name), frozenset) else v for f in fields(self)}
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={_text(value)}" for name, value in self.to_dict().items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "y" if value else "n"
+    return ",".join(value) or "none" if isinstance(value, list) else str(value)
+
+
+_BOOLEANS = {"y": True, "yes": True, "true": True, "on": True, "1": True, "n": False, "no": False, "false": False, "off": False, "0": False}
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value as the option holds it, from a Python value or its spelling on a command line."""
+    if name in ("VTD_TRANS", "DISABLE_VTD", "IOMMU_SUPERPAGES", "HIDE_VTD_REGS"):
+        if isinstance(value, str) and value.lower() in _BOOLEANS:
+            return _BOOLEANS[value.lower()]
+        if not isinstance(value, bool):
+            raise BadConfig(f"{name} takes y or n, not {value!r}")
+    elif name == "IOMMU_MAP_END":
+        _one_of(name, value, MAP_ENDS)
+    elif name == "VMM_SIZE_MIB":
+        return _size(value)
+    elif name == "QUIRKS":
+        return _quirks(value)
+    return value
+
+
+def _size(value: Any) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isdecimal() or not 8 <= int(text) <= 3072 or int(text) % 4:
+        raise BadConfig(f"VMM_SIZE_MIB takes a multiple of 4 from 8 to 3072, not {value!r}")
+    return int(text)
+
+
+def _quirks(value: Any) -> frozenset[str]:
+    names = frozenset(n for n in value.split(",") if n and n != "none") if isinstance(value, str) else frozenset(value)
+    for name in sorted(names):
+        _one_of("QUIRKS", name, QUIRKS)
+    return names
+
+
+def _one_of(option: str, value: Any, choices: Iterable[str]) -> None:
+    if value not in list(choices):
+        raise BadConfig(f"{option} takes {', '.join(choices)}, not {value!r}")
+
+
+def _known(names: Iterable[str]) -> None:
+    options = [f.name for f in fields(Config)]
+    for name in names:
+        if name not in options:
+            close = difflib.get_close_matches(name.upper(), options, 1)
+            hint = f"did you mean {close[0]}?" if close else f"the options are {', '.join(options)}"
+            raise BadConfig(f"there is no option {name}: {hint}")
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, str]:
+    """`NAME=VALUE` words of a command line."""
+    options: dict[str, str] = {}
+    for word in settings:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise BadConfig(f"--set takes NAME=VALUE, not {word!r}")
+        _known([name])
+        options[name] = value
+    return options

@@ -1,0 +1,176 @@
+"""The hypervisor core from its first instruction to the guest's: memory, DMAR, remapping units, nested paging, world switch."""
+
+import hashlib
+import struct
+from collections.abc import Callable
+from importlib.resources import files
+
+from ..errors import BadTable, Unreadable
+from ..machine.firmware import read_e820
+from ..machine.memory import PAGE
+from ..spec import acpi, vtd
+from ..spec.bits import align_up
+from ..spec.e820 import E820Entry
+from ..spec.linuxboot import Elf
+from . import dmar, iommu, nested
+from .config import Config
+from .exits import GUARDED_MSRS, Exits
+from .guest import GuestStart, load_guest
+from .heap import Heap, Panic
+from .layout import HEAP, SECRET_SIZE, Data, Part
+from .memmap import FOUR_GIB, choose_region, guest_map
+from .pci import find_devices
+from .platform import Console, Platform
+from .vmcb import fresh_vmcb, msr_permissions
+
+__all__ = ["Core"]
+
+_HOST_GDT = (0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0)
+RSI = 6
+
+
+def _no_progress(_phase: str) -> None:
+    pass
+
+
+class Core:
+    """One hypervisor on a platform.  `base` and `size` are its region (host-physical), once chosen."""
+
+    def __init__(self, platform: Platform, config: Config, progress: Callable[[str], None] = _no_progress):
+        self.platform, self.config, self.progress = platform, config, progress
+        self.memory, self.bus = platform.memory, platform.bus
+        self.console = Console(platform.bus)
+        self.size = config.VMM_SIZE_MIB << 20
+        self.base: int | None = None
+        self.heap: Heap | None = None
+
+    def boot(self, elf: Elf, command_line: str) -> Exits:
+        """Everything up to the first VMRUN; the platform's processor then stands at the stub.  Raises Panic, whose message is printed."""
+        try:
+            return self._boot(elf, command_line)
+        except Panic as panic:
+            self.console.print(f"panic: {panic}")
+            raise
+        except Unreadable as fault:
+            self.console.print(f"panic: {fault}")
+            raise Panic(str(fault)) from fault
+
+    def _boot(self, elf: Elf, command_line: str) -> Exits:
+        self.progress("vmm memory")
+        e820 = read_e820(self.memory)
+        usable = sum(e.size for e in e820 if e.usable)
+        self.console.print(f"{usable} bytes ({usable >> 20} MiB) RAM available.")
+        try:
+            self.base = base = choose_region(e820, self.size)
+        except Panic:
+            self.console.print("Out of memory.")
+            raise
+        self.console.print(f"VMM will use 0x{base:08X}-0x{base + self.size:08X} ({self.size >> 20} MiB).")
+        self.lay_out(base)
+        self.heap = heap = Heap(self.memory, base + HEAP, base + self.size, base + Part.DATA + Data.HEAP_NEXT)
+        units = self.acpi_dmar_init()
+        self.console.print("Processor 0 (BSP)")
+        self.console.print("Using SVM.")
+        self.console.print("Loading drivers.")
+        self.iommu_setup(units, e820, heap, base)
+        self.progress("guest")
+        guest = guest_map(e820, base)
+        start = load_guest(self.memory, elf, guest, command_line)
+        self.start_guest(start, heap, base, units)
+        self.console.print("Starting a virtual machine.")
+        return Exits(self.platform, base)
+
+    def lay_out(self, base: int) -> None:
+        """Stub, secret, blank page and permission map into the region."""
+        self.memory.u8(base, HEAP)[:] = 0
+        self.memory.write(base + Part.TEXT, stub())
+        self.memory.write(base + Part.SECRET, hashlib.sha256(f"storage key of the core at {base:#x}".encode()).digest()[:SECRET_SIZE])
+        self.memory.write(base + Part.MSRPM, msr_permissions(GUARDED_MSRS))
+
+    # --- remapping
+
+    def acpi_dmar_init(self) -> list[dmar.Unit]:
+        """Finds the DMAR, takes its units, hides it from the guest."""
+        self.progress("acpi")
+        address = dmar.find_dmar(self.memory)
+        if address is None:
+            self.console.print("ACPI DMAR not found.")
+            return []
+        self.console.print("ACPI DMAR found.")
+        units = dmar.parse_dmar_bios_report(self.memory, address, self.console)
+        if self.config.VTD_TRANS and "ZAPPED_SIGNATURE_ASSERT" in self.config.QUIRKS:
+            dmar.zap(self.memory, address, 1)
+            raise Panic("Assertion failed!(r) function acpi_dmar_init file core/x86/acpi_dmar.c line 1039")
+        if "SCOPE_BY_EXACT_FUNCTION" not in self.config.QUIRKS:
+            units = dmar.parse_by_the_book(self.memory, address, find_devices(self.bus), self.console)
+        dmar.zap(self.memory, address, 4)
+        if self.config.DISABLE_VTD and not self.config.VTD_TRANS:
+            for unit in units:
+                self.bus.write(unit.base + 0x18, 4, 0)
+        return units
+
+    def iommu_setup(self, units: list[dmar.Unit], e820: tuple[E820Entry, ...], heap: Heap, base: int) -> None:
+        """Driver stage 95: domain 0, then the units."""
+        self.progress("pci")
+        self.console.print("PCI: finding devices...")
+        functions = find_devices(self.bus)
+        self.console.print(f"PCI: {len(functions)} devices found on PCI segment 0")
+        self._print_mcfg()
+        if not self.config.VTD_TRANS or not units:
+            return
+        self.progress("iommu tables")
+        unit = iommu.Iommu(self.memory, self.bus, heap, units, self.console)
+        caps = [cap for cap, _ in unit.caps()]
+        levels = iommu.address_width(caps, "AGAW_FROM_LAST_UNIT" in self.config.QUIRKS, self.console)
+        self.console.print("(IOMMU) dom 0(PT Devs.) ", end="")
+        root = iommu.map_domain(self.memory, heap, levels, self._map_end(e820), (base, base + self.size), self._superpages(caps))
+        self.console.print("... Ready.")
+        self.progress("iommu on")
+        unit.setup(iommu.Domain(0, levels, root), functions)
+
+    def _map_end(self, e820: tuple[E820Entry, ...]) -> int:
+        """Where domain 0 ends (IOVA), by IOMMU_MAP_END."""
+        if self.config.IOMMU_MAP_END == "4gib":
+            return FOUR_GIB
+        entries = [e for e in e820 if e.usable] if self.config.IOMMU_MAP_END == "ram" else e820
+        return align_up(max(e.end for e in entries), PAGE)
+
+    def _superpages(self, caps: list[int]) -> bool:
+        """Whether 2 MiB leaves are wanted and every unit has them."""
+        return self.config.IOMMU_SUPERPAGES and all(vtd.CAP.get(cap, "SLLPS") & 1 for cap in caps)
+
+    def _print_mcfg(self) -> None:
+        try:
+            windows = [w for t in acpi.tables(self.memory) if t.signature == "MCFG"
+                       for w in acpi.parse_mcfg(self.memory.read(t.address, t.length)).windows]
+        except (BadTable, Unreadable):
+            return
+        for i, w in enumerate(windows):
+            size = (w.last - w.first + 1) << 20
+            self.console.print(f"MCFG [{i}] {w.segment:04X}:{w.first:02X}-{w.last:02X} ({w.base:X},{size:X})")
+
+    # --- the guest
+
+    def start_guest(self, start: GuestStart, heap: Heap, base: int, units: list[dmar.Unit]) -> None:
+        """Tables of both pagings, VMCB, data page; then the processor stands at the stub."""
+        withheld = [u.base for u in units] if self.config.HIDE_VTD_REGS else []
+        host = nested.build_host(self.memory, heap, base + Part.TEXT)
+        n_cr3 = nested.build_nested(self.memory, heap, (base, base + self.size), base + Part.BLANK, withheld)
+        self.memory.write(base + Part.VMCB, fresh_vmcb(base + Part.MSRPM, n_cr3, start.entry, start.cr3, start.gdt, start.stack))
+        data = base + Part.DATA
+        for offset, value in ((Data.VMCB, base + Part.VMCB), (Data.HOST, base + Part.HOST), (Data.CR3, host), (Data.N_CR3, n_cr3),
+                              (Data.HSAVE, base + Part.HSAVE), (Data.STACK, base + Part.MSRPM), (Data.GPRS + 8 * RSI, start.boot_params)):
+            self.memory.write64(data + offset, value)
+        self.memory.write(data + Data.WAIT, b"\1")
+        self.memory.write(data + Data.GDT, struct.pack("<4Q", *_HOST_GDT))
+        self.memory.write(data + Data.GDTR, struct.pack("<HQ", 31, data + Data.GDT))
+        self.platform.cpu.start(base + Part.TEXT, host, base + Part.HSAVE)
+
+    def text_intact(self) -> bool:
+        """Whether the stub in memory is still the one the core put there."""
+        return self.base is None or self.memory.read(self.base + Part.TEXT, len(stub())) == stub()
+
+
+def stub() -> bytes:
+    """The world switch's machine code."""
+    return (files("hvcore.vmm") / "stub" / "world_switch.bin").read_bytes()

@@ -1,0 +1,144 @@
+"""What the core does at each #VMEXIT.  It remembers nothing: the VMCB, the tables and the registers in memory are all it knows."""
+
+from collections.abc import Callable
+
+from ..machine.longmode import translate
+from ..spec.svm import (EFER, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, EFER_SVME, EVENT_EXTERNAL, EVENT_VALID, VM_CR, VM_HSAVE_PA, ControlArea,
+                        ExitCode, SaveArea, exit_name)
+from .heap import Panic
+from .instruction import length_at_rip
+from .layout import Data, Part
+from .platform import Platform
+from .vmcb import RFLAGS_IF, Vmcb
+
+__all__ = ["GUARDED_MSRS", "Exits", "GuestDead"]
+
+GUARDED_MSRS = (EFER, VM_CR, VM_HSAVE_PA)
+"""MSRs by which a guest could leave its cage."""
+RAX, RCX, RDX = 0, 1, 2
+DOUBLE_FAULT, GENERAL_PROTECTION, PAGE_FAULT, INVALID_OPCODE = 8, 13, 14, 6
+_WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
+_EVENT_TYPE, _TYPE_EXCEPTION = 7 << 8, 3 << 8
+
+
+class GuestDead(Exception):
+    """The guest cannot go on; the message says how it died."""
+
+
+class Exits:
+    """The policy of one guest on the core's region at `base` (host-physical)."""
+
+    def __init__(self, platform: Platform, base: int):
+        self.platform, self.base, self.memory = platform, base, platform.memory
+        self.count = 0
+        self.handlers: dict[int, Callable[[Vmcb], None]] = {
+            ExitCode.HLT: self.hlt, ExitCode.MSR: self.msr, ExitCode.RDTSC: self.rdtsc, ExitCode.RDTSCP: self.rdtscp,
+            ExitCode.INVD: self.invd, ExitCode.SHUTDOWN: self.shutdown, ExitCode.VMMCALL: self.vmmcall, ExitCode.NPF: self.nested_page_fault,
+        } | dict.fromkeys((ExitCode.VMRUN, ExitCode.VMLOAD, ExitCode.VMSAVE, ExitCode.STGI, ExitCode.CLGI, ExitCode.SKINIT), self.undefined)
+
+    def on_door(self) -> None:
+        """The stub asks: an exit to handle, or the processor woke from a halt."""
+        vmcb = Vmcb(self.memory, self.base)
+        waiting = self.base + Part.DATA + Data.WAIT
+        if self.memory.map[waiting]:
+            self.memory.write(waiting, b"\0")
+        else:
+            self.count += 1
+            self.handle(vmcb)
+        self.deliver_interrupt(vmcb)
+
+    def handle(self, vmcb: Vmcb) -> None:
+        """One exit."""
+        code = vmcb.get(ControlArea.EXITCODE)
+        if ExitCode.EXCEPTION <= code < ExitCode.EXCEPTION + 32:
+            self.reflect(vmcb, code - ExitCode.EXCEPTION)
+        elif handler := self.handlers.get(code):
+            handler(vmcb)
+        else:
+            raise Panic(f"{exit_name(code)} at guest RIP {vmcb.get(SaveArea.RIP):#x}, which the core did not ask for")
+
+    def deliver_interrupt(self, vmcb: Vmcb) -> None:
+        """Injects what the interrupt controller has for a guest that would take it."""
+        if self.platform.interrupts.pending() is not None and vmcb.interruptible:
+            vmcb.inject(EVENT_EXTERNAL | self.platform.interrupts.acknowledge())
+            self.memory.write(self.base + Part.DATA + Data.WAIT, b"\0")
+
+    # --- exits, by name
+
+    def hlt(self, vmcb: Vmcb) -> None:
+        """Lets the processor halt until an interrupt; a guest that has shut interrupts off will never wake."""
+        if not vmcb.get(SaveArea.RFLAGS) & RFLAGS_IF:
+            raise GuestDead(f"the guest halted for good (HLT with interrupts off) at RIP {vmcb.get(SaveArea.RIP):#x}")
+        vmcb.skip(1)
+        self.memory.write(self.base + Part.DATA + Data.WAIT, b"\1")
+
+    def reflect(self, vmcb: Vmcb, vector: int) -> None:
+        """Gives the guest its own exception.  One that came up while another was being delivered is a double fault, then a shutdown."""
+        code = vmcb.get(ControlArea.EXITINFO1) & 0xFFFF_FFFF if vector in _WITH_ERROR_CODE else None
+        before = vmcb.get(ControlArea.EXITINTINFO)
+        if before & EVENT_VALID and before & _EVENT_TYPE == _TYPE_EXCEPTION:
+            if before & 0xFF == DOUBLE_FAULT:
+                raise GuestDead(f"triple fault: exception {vector} while a double fault was delivered, at RIP {vmcb.get(SaveArea.RIP):#x}")
+            vector, code = DOUBLE_FAULT, 0
+        elif vector == PAGE_FAULT:
+            vmcb.set(SaveArea.CR2, vmcb.get(ControlArea.EXITINFO2))
+        vmcb.inject_exception(vector, code)
+
+    def msr(self, vmcb: Vmcb) -> None:
+        """RDMSR or WRMSR of a guarded register."""
+        number, write = vmcb.register(RCX) & 0xFFFF_FFFF, vmcb.get(ControlArea.EXITINFO1) & 1
+        if number != EFER:
+            return vmcb.inject_exception(GENERAL_PROTECTION, 0)
+        efer = vmcb.get(SaveArea.EFER)
+        if not write:
+            vmcb.set_register(RAX, efer & ~EFER_SVME & 0xFFFF_FFFF)
+            vmcb.set_register(RDX, 0)
+            return vmcb.skip(2)
+        value = vmcb.register(RAX) & 0xFFFF_FFFF | (vmcb.register(RDX) & 0xFFFF_FFFF) << 32
+        if value & ~(EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE):
+            return vmcb.inject_exception(GENERAL_PROTECTION, 0)
+        vmcb.set(SaveArea.EFER, value & ~EFER_LMA | efer & EFER_LMA | EFER_SVME)
+        return vmcb.skip(2)
+
+    def rdtsc(self, vmcb: Vmcb) -> None:
+        """Virtual time."""
+        ticks = self.platform.cpu.tsc()
+        vmcb.set_register(RAX, ticks & 0xFFFF_FFFF)
+        vmcb.set_register(RDX, ticks >> 32 & 0xFFFF_FFFF)
+        vmcb.skip(2)
+
+    def rdtscp(self, vmcb: Vmcb) -> None:
+        """The same, with the processor's number."""
+        self.rdtsc(vmcb)
+        vmcb.set_register(RCX, 0)
+        vmcb.skip(1)
+
+    def invd(self, vmcb: Vmcb) -> None:
+        """Nothing to write back here."""
+        vmcb.skip(2)
+
+    def shutdown(self, vmcb: Vmcb) -> None:
+        """A triple fault."""
+        raise GuestDead(f"triple fault at RIP {vmcb.get(SaveArea.RIP):#x}")
+
+    def vmmcall(self, vmcb: Vmcb) -> None:
+        """RAX 0 asks whether somebody is there and gets 1; every other number gets all ones."""
+        vmcb.set_register(RAX, 1 if vmcb.register(RAX) == 0 else -1)
+        vmcb.skip(3)
+
+    def undefined(self, vmcb: Vmcb) -> None:
+        """The guest's processor has no AMD-V."""
+        vmcb.inject_exception(INVALID_OPCODE)
+
+    def nested_page_fault(self, vmcb: Vmcb) -> None:
+        """A write to the blank page behind which the core hides is lost, as writes to a ROM are; anything else should not happen."""
+        address = vmcb.get(ControlArea.EXITINFO2)
+        root = self.memory.read64(self.base + Part.DATA + Data.N_CR3)
+        page = translate(self.memory, root, address & ~0xFFF)
+        if page != self.base + Part.BLANK:
+            raise Panic(f"nested page fault at guest-physical {address:#x} (error code {vmcb.get(ControlArea.EXITINFO1):#x}, "
+                        f"guest RIP {vmcb.get(SaveArea.RIP):#x}): the nested tables do not map it")
+        length = length_at_rip(self.memory, vmcb)
+        if length is None:
+            raise GuestDead(f"the instruction at RIP {vmcb.get(SaveArea.RIP):#x}, which writes to {address:#x}, cannot be decoded")
+        vmcb.skip(length)

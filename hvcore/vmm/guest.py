@@ -1,0 +1,62 @@
+"""Loads a guest by the Linux boot protocol (64-bit entry): ELF segments where they want to lie, boot_params with the guest's E820 map,
+first page tables and descriptors, all in memory the guest's map calls usable.  Addresses are guest-physical, which is host-physical here."""
+
+import struct
+from dataclasses import dataclass
+
+from ..errors import BadMachine
+from ..machine.memory import PAGE, Memory
+from ..spec.e820 import E820Entry
+from ..spec.linuxboot import Elf, boot_params
+
+__all__ = ["GuestStart", "load_guest"]
+
+GIB = 1 << 30
+_GDT = (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
+_GIBS = 1024
+"""The first tables map 1 TiB to itself."""
+_AREA = 8 * PAGE
+
+
+@dataclass(frozen=True)
+class GuestStart:
+    """Registers with which the guest begins: RIP, RSI (boot_params), CR3, GDT base, RSP."""
+
+    entry: int
+    boot_params: int
+    cr3: int
+    gdt: int
+    stack: int
+
+
+def load_guest(memory: Memory, elf: Elf, e820: tuple[E820Entry, ...], command_line: str) -> GuestStart:
+    """Puts the guest into memory.  Raises BadMachine where it has no room."""
+    for segment in elf.segments:
+        if not _usable(e820, segment.address, segment.address + segment.size):
+            raise BadMachine(f"the guest wants {segment.address:#x}-{segment.address + segment.size:#x}, which is not usable RAM of this machine")
+        memory.u8(segment.address, segment.size)[:] = 0
+        memory.write(segment.address, segment.data)
+    area = _boot_area(e820, elf)
+    params, line, gdt, pml4 = area, area + PAGE, area + 2 * PAGE, area + 3 * PAGE
+    memory.write(params, boot_params(e820, line))
+    memory.write(line, command_line.encode("ascii") + b"\0")
+    memory.write(gdt, struct.pack("<4Q", *_GDT))
+    for i in range(_GIBS // 512):
+        table = pml4 + PAGE * (i + 1)
+        memory.write64(pml4 + 8 * i, table | 3)
+        memory.u64(table, 512)[:] = [(512 * i + n) * GIB | 0x83 for n in range(512)]
+    return GuestStart(elf.entry, params, pml4, gdt, area + _AREA)
+
+
+def _boot_area(e820: tuple[E820Entry, ...], elf: Elf) -> int:
+    """Room for what the loader leaves: low memory if the map has it, else the first usable pages that no segment takes."""
+    taken = [(s.address, s.address + s.size) for s in elf.segments]
+    starts = [0x10000, *(-(-max(e.start, PAGE) // PAGE) * PAGE for e in sorted(e820) if e.usable), *(-(-end // PAGE) * PAGE for _, end in taken)]
+    for start in starts:
+        if _usable(e820, start, start + _AREA) and all(start + _AREA <= a or b <= start for a, b in taken):
+            return start
+    raise BadMachine("there is no usable RAM for what the loader leaves to the guest")
+
+
+def _usable(e820: tuple[E820Entry, ...], start: int, end: int) -> bool:
+    return any(e.usable and e.start <= start and end <= e.end for e in e820)
