@@ -7,7 +7,8 @@ from .ports import ByteDevice
 
 __all__ = ["ResetPorts"]
 
-POST_CODE, KEYBOARD_DATA, KEYBOARD_COMMAND, RESET_CONTROL, DEBUG = 0x80, 0x60, 0x64, 0xCF9, 0xE9
+POST_CODE, KEYBOARD_DATA, KEYBOARD_COMMAND, RESET_CONTROL = 0x80, 0x60, 0x64, 0xCF9
+_PORTS = (POST_CODE, KEYBOARD_DATA, KEYBOARD_COMMAND, RESET_CONTROL)
 _PULSE_RESET = 0xFE
 _RESET_CPU = 1 << 2
 
@@ -21,12 +22,12 @@ class ResetPorts(ByteDevice):
     def __init__(self, bus: Bus, on_reset: Callable[[], None]):
         self._on_reset = on_reset
         self.reset()
-        for port in (POST_CODE, KEYBOARD_DATA, KEYBOARD_COMMAND, RESET_CONTROL, DEBUG):
+        for port in _PORTS:
             bus.map_ports(port, 1, self)
 
     def reset(self) -> None:
         """Fresh registers."""
-        self._registers = dict.fromkeys((POST_CODE, KEYBOARD_DATA, KEYBOARD_COMMAND, RESET_CONTROL, DEBUG), 0)
+        self._registers = dict.fromkeys(_PORTS, 0)
 
     @property
     def post_code(self) -> int:
