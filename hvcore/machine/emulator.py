@@ -65,7 +65,7 @@ def find(uc: Uc) -> Private | None:
     if ctypes.sizeof(ctypes.c_void_p) != 8 or not hasattr(uclib, "tb_invalidate_phys_range_x86_64"):
         return None
     uc.reg_read(UC_X86_REG_RAX)
-    handle = uc._uch.value if hasattr(uc._uch, "value") else int(uc._uch)
+    handle = int(getattr(uc._uch, "value", uc._uch))
     at_cpu = _offset("uc_reg_read", 128, rb"\x48\x8b\x83(....)")
     at_int = _offset("x86_cpu_do_interrupt_x86_64", 96, rb"\x8b\x97(....)")
     if at_cpu is None or at_int is None or at_cpu > 0x2000 or at_int > 0x10000:

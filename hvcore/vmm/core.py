@@ -141,7 +141,7 @@ class Core:
 
     def _print_mcfg(self) -> None:
         try:
-            windows = [w for t in acpi.tables(self.memory) if t.signature == "MCFG"
+            windows = [w for t in acpi.tables(self.memory) if t.signature == "MCFG" and t.length
                        for w in acpi.parse_mcfg(self.memory.read(t.address, t.length)).windows]
         except (BadTable, Unreadable):
             return

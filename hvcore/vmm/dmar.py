@@ -1,7 +1,7 @@
 """The firmware's DMAR table as the core reads it.
 
-BitVisor takes DRHDs in order until something else comes, and of each scope the first hop only.  The mended profile reads the whole table and
-follows scopes through bridges.  Both zap the signature, so that the guest does not find the table.
+BitVisor takes DRHDs in order until something else comes, and of each scope the first hop only.  The mended profile reads the whole
+table and follows scopes through bridges.  Both zap the signature, so that the guest does not find the table.
 """
 
 import struct

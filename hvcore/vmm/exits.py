@@ -1,10 +1,10 @@
 """What the core does at each #VMEXIT.  It remembers nothing: the VMCB, the tables and the registers in memory are all it knows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..machine.longmode import translate
-from ..spec.svm import (EFER, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, EFER_SVME, EVENT_EXTERNAL, EVENT_VALID, VM_CR, VM_HSAVE_PA, ControlArea,
-                        ExitCode, SaveArea, exit_name)
+from ..spec import svm
+from ..spec.svm import ControlArea, ExitCode, SaveArea, exit_name
 from .heap import Panic
 from .instruction import length_at_rip
 from .layout import Data, Part
@@ -13,12 +13,12 @@ from .vmcb import RFLAGS_IF, Vmcb
 
 __all__ = ["GUARDED_MSRS", "Exits", "GuestDead"]
 
-GUARDED_MSRS = (EFER, VM_CR, VM_HSAVE_PA)
+GUARDED_MSRS = (svm.EFER, svm.VM_CR, svm.VM_HSAVE_PA)
 """MSRs by which a guest could leave its cage."""
 RAX, RCX, RDX = 0, 1, 2
 DOUBLE_FAULT, GENERAL_PROTECTION, PAGE_FAULT, INVALID_OPCODE = 8, 13, 14, 6
 _WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
-_EVENT_TYPE, _TYPE_EXCEPTION = 7 << 8, 3 << 8
+_EVENT_TYPE = 7 << 8
 
 
 class GuestDead(Exception):
@@ -31,10 +31,12 @@ class Exits:
     def __init__(self, platform: Platform, base: int):
         self.platform, self.base, self.memory = platform, base, platform.memory
         self.count = 0
-        self.handlers: dict[int, Callable[[Vmcb], None]] = {
+        named: Mapping[ExitCode, Callable[[Vmcb], None]] = {
             ExitCode.HLT: self.hlt, ExitCode.MSR: self.msr, ExitCode.RDTSC: self.rdtsc, ExitCode.RDTSCP: self.rdtscp,
-            ExitCode.INVD: self.invd, ExitCode.SHUTDOWN: self.shutdown, ExitCode.VMMCALL: self.vmmcall, ExitCode.NPF: self.nested_page_fault,
+            ExitCode.INVD: self.invd, ExitCode.SHUTDOWN: self.shutdown, ExitCode.VMMCALL: self.vmmcall,
+            ExitCode.NPF: self.nested_page_fault,
         } | dict.fromkeys((ExitCode.VMRUN, ExitCode.VMLOAD, ExitCode.VMSAVE, ExitCode.STGI, ExitCode.CLGI, ExitCode.SKINIT), self.undefined)
+        self.handlers = {int(code): handler for code, handler in named.items()}
 
     def on_door(self) -> None:
         """The stub asks: an exit to handle, or the processor woke from a halt."""
@@ -60,7 +62,7 @@ class Exits:
     def deliver_interrupt(self, vmcb: Vmcb) -> None:
         """Injects what the interrupt controller has for a guest that would take it."""
         if self.platform.interrupts.pending() is not None and vmcb.interruptible:
-            vmcb.inject(EVENT_EXTERNAL | self.platform.interrupts.acknowledge())
+            vmcb.inject(svm.EVENT_EXTERNAL | self.platform.interrupts.acknowledge())
             self.memory.write(self.base + Part.DATA + Data.WAIT, b"\0")
 
     # --- exits, by name
@@ -76,7 +78,7 @@ class Exits:
         """Gives the guest its own exception.  One that came up while another was being delivered is a double fault, then a shutdown."""
         code = vmcb.get(ControlArea.EXITINFO1) & 0xFFFF_FFFF if vector in _WITH_ERROR_CODE else None
         before = vmcb.get(ControlArea.EXITINTINFO)
-        if before & EVENT_VALID and before & _EVENT_TYPE == _TYPE_EXCEPTION:
+        if before & svm.EVENT_VALID and before & _EVENT_TYPE == svm.EVENT_EXCEPTION:
             if before & 0xFF == DOUBLE_FAULT:
                 raise GuestDead(f"triple fault: exception {vector} while a double fault was delivered, at RIP {vmcb.get(SaveArea.RIP):#x}")
             vector, code = DOUBLE_FAULT, 0
@@ -87,17 +89,17 @@ class Exits:
     def msr(self, vmcb: Vmcb) -> None:
         """RDMSR or WRMSR of a guarded register."""
         number, write = vmcb.register(RCX) & 0xFFFF_FFFF, vmcb.get(ControlArea.EXITINFO1) & 1
-        if number != EFER:
+        if number != svm.EFER:
             return vmcb.inject_exception(GENERAL_PROTECTION, 0)
         efer = vmcb.get(SaveArea.EFER)
         if not write:
-            vmcb.set_register(RAX, efer & ~EFER_SVME & 0xFFFF_FFFF)
+            vmcb.set_register(RAX, efer & ~svm.EFER_SVME & 0xFFFF_FFFF)
             vmcb.set_register(RDX, 0)
             return vmcb.skip(2)
         value = vmcb.register(RAX) & 0xFFFF_FFFF | (vmcb.register(RDX) & 0xFFFF_FFFF) << 32
-        if value & ~(EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE):
+        if value & ~(svm.EFER_SCE | svm.EFER_LME | svm.EFER_LMA | svm.EFER_NXE):
             return vmcb.inject_exception(GENERAL_PROTECTION, 0)
-        vmcb.set(SaveArea.EFER, value & ~EFER_LMA | efer & EFER_LMA | EFER_SVME)
+        vmcb.set(SaveArea.EFER, value & ~svm.EFER_LMA | efer & svm.EFER_LMA | svm.EFER_SVME)
         return vmcb.skip(2)
 
     def rdtsc(self, vmcb: Vmcb) -> None:

@@ -1,11 +1,12 @@
 """Loads a guest by the Linux boot protocol (64-bit entry): ELF segments where they want to lie, boot_params with the guest's E820 map,
-first page tables and descriptors, all in memory the guest's map calls usable.  Addresses are guest-physical, which is host-physical here."""
+first page tables and descriptors, all in memory that map calls usable.  Addresses are guest-physical, which is host-physical here."""
 
 import struct
 from dataclasses import dataclass
 
 from ..errors import BadMachine
 from ..machine.memory import PAGE, Memory
+from ..spec.bits import align_up
 from ..spec.e820 import E820Entry
 from ..spec.linuxboot import Elf, boot_params
 
@@ -33,7 +34,8 @@ def load_guest(memory: Memory, elf: Elf, e820: tuple[E820Entry, ...], command_li
     """Puts the guest into memory.  Raises BadMachine where it has no room."""
     for segment in elf.segments:
         if not _usable(e820, segment.address, segment.address + segment.size):
-            raise BadMachine(f"the guest wants {segment.address:#x}-{segment.address + segment.size:#x}, which is not usable RAM of this machine")
+            raise BadMachine(f"the guest wants {segment.address:#x}-{segment.address + segment.size:#x}, "
+                             "which this machine's map does not call usable")
         memory.u8(segment.address, segment.size)[:] = 0
         memory.write(segment.address, segment.data)
     area = _boot_area(e820, elf)
@@ -51,7 +53,7 @@ def load_guest(memory: Memory, elf: Elf, e820: tuple[E820Entry, ...], command_li
 def _boot_area(e820: tuple[E820Entry, ...], elf: Elf) -> int:
     """Room for what the loader leaves: low memory if the map has it, else the first usable pages that no segment takes."""
     taken = [(s.address, s.address + s.size) for s in elf.segments]
-    starts = [0x10000, *(-(-max(e.start, PAGE) // PAGE) * PAGE for e in sorted(e820) if e.usable), *(-(-end // PAGE) * PAGE for _, end in taken)]
+    starts = [0x10000, *(align_up(max(e.start, PAGE), PAGE) for e in sorted(e820) if e.usable), *(align_up(end, PAGE) for _, end in taken)]
     for start in starts:
         if _usable(e820, start, start + _AREA) and all(start + _AREA <= a or b <= start for a, b in taken):
             return start

@@ -17,21 +17,21 @@ class Heap:
 
     def __init__(self, memory: Memory, start: int, end: int, cursor: int):
         self.memory, self.start, self.end, self.cursor = memory, start, end, cursor
-        self.next = start
+        self.top = start
 
     @property
-    def next(self) -> int:
+    def top(self) -> int:
         """Host-physical address of the next page to be handed out."""
         return self.memory.read64(self.cursor)
 
-    @next.setter
-    def next(self, address: int) -> None:
+    @top.setter
+    def top(self, address: int) -> None:
         self.memory.write64(self.cursor, address)
 
     @property
     def used(self) -> int:
         """Pages handed out."""
-        return (self.next - self.start) // PAGE
+        return (self.top - self.start) // PAGE
 
     @property
     def total(self) -> int:
@@ -45,16 +45,16 @@ class Heap:
 
     def alloc_page(self) -> int:
         """One zeroed page, by host-physical address; panics as `mm_page_alloc` does when there is none."""
-        address = self.next
+        address = self.top
         if not self.free:
             raise Panic("mm_page_alloc(0): Out of memory")
-        self.next = address + PAGE
+        self.top = address + PAGE
         self.memory.u64(address, PAGE // 8)[:] = 0
         return address
 
     def alloc_pages(self, count: int) -> NDArray[np.uint64]:
         """Addresses of up to `count` pages in the order single allocations would give them; fewer where the heap ends.  Not zeroed."""
         count = min(count, self.free)
-        first = self.next
-        self.next = first + count * PAGE
+        first = self.top
+        self.top = first + count * PAGE
         return np.arange(first, first + count * PAGE, PAGE, dtype=np.uint64)

@@ -15,7 +15,7 @@ LONGEST = 15
 
 @cache
 def _decoder() -> Any:
-    import capstone  # noqa: PLC0415 - 40 ms that most runs never need
+    import capstone
     return capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
 
 

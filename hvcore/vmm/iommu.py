@@ -179,7 +179,8 @@ class _Plan:
 
     def tables(self, levels: int) -> int:
         """All tables, the root included."""
-        return sum(-(-self.end // (1 << 12 + 9 * n)) for n in range(3, levels)) + 1 + self.gibs + sum(map(self.leaf_tables, range(self.gibs)))
+        above = 1 + sum(-(-self.end // (1 << 12 + 9 * n)) for n in range(3, levels))
+        return above + self.gibs + sum(map(self.leaf_tables, range(self.gibs)))
 
 
 def _fill(memory: Memory, pages: NDArray[np.uint64], plan: _Plan, levels: int, hole: tuple[int, int]) -> None:

@@ -4,8 +4,8 @@ import struct
 
 from ..errors import Unreadable
 from ..machine.memory import Memory
-from ..spec.svm import (EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, EFER_SVME, EVENT_ERROR_CODE, EVENT_EXCEPTION, EVENT_VALID, INTERCEPTS_1, INTERCEPTS_2,
-                        ControlArea, ExitCode, SaveArea)
+from ..spec import svm
+from ..spec.svm import INTERCEPTS_1, INTERCEPTS_2, ControlArea, ExitCode, SaveArea
 from .layout import GUEST_REGISTERS, Data, Part
 
 __all__ = ["Vmcb", "fresh_vmcb", "msr_permissions"]
@@ -54,22 +54,24 @@ class Vmcb:
 
     def inject(self, event: int, error_code: int = 0) -> None:
         """Delivers an event through the guest's IDT at the next entry."""
-        self.set(ControlArea.EVENTINJ, event | EVENT_VALID | error_code << 32)
+        self.set(ControlArea.EVENTINJ, event | svm.EVENT_VALID | error_code << 32)
 
     def inject_exception(self, vector: int, error_code: int | None = None) -> None:
         """Delivers an exception."""
-        has_code = EVENT_ERROR_CODE if error_code is not None else 0
-        self.inject(EVENT_EXCEPTION | has_code | vector, error_code or 0)
+        has_code = svm.EVENT_ERROR_CODE if error_code is not None else 0
+        self.inject(svm.EVENT_EXCEPTION | has_code | vector, error_code or 0)
 
     @property
     def interruptible(self) -> bool:
         """Whether the guest would take an interrupt at once."""
-        pending = self.get(ControlArea.EVENTINJ) & EVENT_VALID
+        pending = self.get(ControlArea.EVENTINJ) & svm.EVENT_VALID
         return bool(self.get(SaveArea.RFLAGS) & RFLAGS_IF) and not pending
 
 
 _INTERCEPTED_1 = (ExitCode.HLT, ExitCode.MSR, ExitCode.SHUTDOWN, ExitCode.RDTSC, ExitCode.INVD)
-_INTERCEPTED_2 = (ExitCode.VMRUN, ExitCode.VMMCALL, ExitCode.VMLOAD, ExitCode.VMSAVE, ExitCode.STGI, ExitCode.CLGI, ExitCode.SKINIT, ExitCode.RDTSCP)
+_INTERCEPTED_2 = (ExitCode.VMRUN, ExitCode.VMMCALL, ExitCode.VMLOAD, ExitCode.VMSAVE, ExitCode.STGI, ExitCode.CLGI, ExitCode.SKINIT,
+                  ExitCode.RDTSCP)
+_EFER = svm.EFER_SVME | svm.EFER_NXE | svm.EFER_LMA | svm.EFER_LME | svm.EFER_SCE
 _EXCEPTIONS = 0xFFFF_FFFF & ~(1 << 1 | 1 << 2 | 1 << 3)
 """All but #DB, NMI and #BP."""
 
@@ -80,10 +82,11 @@ def fresh_vmcb(msrpm: int, n_cr3: int, rip: int, cr3: int, gdt: int, stack: int)
     for offset, value in ((ControlArea.EXCEPTIONS, _EXCEPTIONS), (ControlArea.INTERCEPTS_1, sum(INTERCEPTS_1[c] for c in _INTERCEPTED_1)),
                           (ControlArea.INTERCEPTS_2, sum(INTERCEPTS_2[c] for c in _INTERCEPTED_2)), (ControlArea.ASID, 1)):
         struct.pack_into("<I", page, offset, value)
-    for offset, value in ((ControlArea.MSRPM, msrpm), (ControlArea.NESTED_CONTROL, 1), (ControlArea.N_CR3, n_cr3),
-                          (SaveArea.EFER, EFER_SVME | EFER_NXE | EFER_LMA | EFER_LME | EFER_SCE), (SaveArea.CR0, 0x80010011),
-                          (SaveArea.CR3, cr3), (SaveArea.CR4, 0x620), (SaveArea.DR6, 0xFFFF0FF0), (SaveArea.DR7, 0x400),
-                          (SaveArea.RFLAGS, 2), (SaveArea.RIP, rip), (SaveArea.RSP, stack), (SaveArea.G_PAT, 0x0007040600070406)):
+    words: tuple[tuple[int, int], ...] = (
+        (ControlArea.MSRPM, msrpm), (ControlArea.NESTED_CONTROL, 1), (ControlArea.N_CR3, n_cr3), (SaveArea.EFER, _EFER),
+        (SaveArea.CR0, 0x80010011), (SaveArea.CR3, cr3), (SaveArea.CR4, 0x620), (SaveArea.DR6, 0xFFFF0FF0), (SaveArea.DR7, 0x400),
+        (SaveArea.RFLAGS, 2), (SaveArea.RIP, rip), (SaveArea.RSP, stack), (SaveArea.G_PAT, 0x0007040600070406))
+    for offset, value in words:
         _U64.pack_into(page, offset, value)
     for data_segment in (SaveArea.ES, SaveArea.SS, SaveArea.DS, SaveArea.FS, SaveArea.GS):
         _SEGMENT.pack_into(page, data_segment, 0x18, 0xC93, 0xFFFFFFFF, 0)
