@@ -1,0 +1,1 @@
+"""Speed beside plain C; `python -m bench`."""
