@@ -12,9 +12,10 @@ from typing import Protocol, TypeAlias
 
 from ..errors import BadTable, Unreadable
 
-__all__ = ["HEADER_SIZE", "HIGH_BIOS", "Header", "InterruptOverride", "IoApic", "LocalApic", "LocalApicNmi", "Madt", "MadtEntry", "Mcfg",
-           "McfgWindow", "Reader", "Rsdp", "TableRef", "UnknownEntry", "build_madt", "build_mcfg", "build_rsdp", "build_table",
-           "build_xsdt", "checksum", "find_rsdp", "parse_header", "parse_madt", "parse_mcfg", "parse_rsdp", "parse_xsdt", "table", "tables"]
+__all__ = ["EBDA_POINTER", "HEADER_SIZE", "HIGH_BIOS", "Header", "InterruptOverride", "IoApic", "LocalApic", "LocalApicNmi", "Madt",
+           "MadtEntry", "Mcfg", "McfgWindow", "Polarity", "Reader", "Rsdp", "TableRef", "Trigger", "UnknownEntry", "build_madt",
+           "build_mcfg", "build_rsdp", "build_table", "build_xsdt", "checksum", "find_rsdp", "parse_header", "parse_madt", "parse_mcfg",
+           "parse_rsdp", "parse_xsdt", "table", "tables"]
 
 HIGH_BIOS = range(0xE0000, 0x100000, 16)
 """Where a PC's firmware leaves the RSDP, at a multiple of 16 (section 5.2.5.1)."""
