@@ -62,6 +62,9 @@ _STATE = ((x86.UC_X86_REG_RIP, SaveArea.RIP), (x86.UC_X86_REG_RSP, SaveArea.RSP)
           (x86.UC_X86_REG_RFLAGS, SaveArea.RFLAGS), (x86.UC_X86_REG_CR0, SaveArea.CR0), (x86.UC_X86_REG_CR2, SaveArea.CR2),
           (x86.UC_X86_REG_CR3, SaveArea.CR3), (x86.UC_X86_REG_CR4, SaveArea.CR4))
 _HOST = _STATE[:4]
+_SELECTORS = ((x86.UC_X86_REG_ES, SaveArea.ES), (x86.UC_X86_REG_CS, SaveArea.CS), (x86.UC_X86_REG_SS, SaveArea.SS),
+              (x86.UC_X86_REG_DS, SaveArea.DS))
+_DESCRIPTOR_TABLES = ((x86.UC_X86_REG_GDTR, SaveArea.GDTR), (x86.UC_X86_REG_IDTR, SaveArea.IDTR))
 _GENERAL = (x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RBP, x86.UC_X86_REG_RSI, x86.UC_X86_REG_RDI,
             x86.UC_X86_REG_R8, x86.UC_X86_REG_R9, x86.UC_X86_REG_R10, x86.UC_X86_REG_R11, x86.UC_X86_REG_R12, x86.UC_X86_REG_R13,
             x86.UC_X86_REG_R14, x86.UC_X86_REG_R15)
@@ -70,7 +73,8 @@ _GENERAL = (x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX, x86.UC_X86_REG_RBX, x86.UC_X
 class PublicExit:
     """By the public interface alone: right for a flat 64-bit guest at CPL 0 (the lab guest), 240 us an exit.
 
-    Hidden parts of the guest's segments are taken as unchanged since VMRUN; EXITINFO2 of a page fault is CR2.
+    Hidden parts of the guest's segments are taken as unchanged since VMRUN, FS, GS, TR and LDTR as the host's; EXITINFO2 of a page fault
+    is CR2.
     """
 
     def __init__(self, uc: Uc, memory: Memory):
@@ -92,6 +96,7 @@ class PublicExit:
         values = self.uc.reg_read_batch(names)
         for (_, offset), value in zip(_STATE, values, strict=False):
             self.memory.write64(vmcb + offset, value)
+        self._save_segments(vmcb)
         self.uc.context_update(self.scratch)
         self.memory.write64(vmcb + ControlArea.EXITCODE, code)
         self.memory.write32(vmcb + ControlArea.EVENTINJ, 0)
@@ -102,6 +107,14 @@ class PublicExit:
         self.host.reg_write_batch(back + list(zip(_GENERAL, values[len(_STATE):], strict=True)))
         self.uc.context_restore(self.host)
         self.uc.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
+
+    def _save_segments(self, vmcb: int) -> None:
+        for register, offset in _SELECTORS:
+            self.memory.write(vmcb + offset, (self.uc.reg_read(register) & 0xFFFF).to_bytes(2, "little"))
+        for register, offset in _DESCRIPTOR_TABLES:
+            _, base, limit, _ = self.uc.reg_read(register)
+            self.memory.write32(vmcb + offset + 4, limit)
+            self.memory.write64(vmcb + offset + 8, base)
 
     def _error_code(self) -> int:
         at = ctypes.cast(self.scratch.context, ctypes.c_void_p).value

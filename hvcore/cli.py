@@ -1,0 +1,141 @@
+"""The command line.  Exit status 0 when the run could be done, whatever its outcome; 2 and one line for a mistake."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import BadMachine, HvlabError
+
+if TYPE_CHECKING:
+    from .run import Run
+    from .session import Machine
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`hvlab ...`: returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except HvlabError as e:
+        print(f"hvlab: {e}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a wrong command line, too."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="hvlab", description="Boots a thin hypervisor in an emulated PC and shows what its remapping units let devices do.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    boot = add("boot", _boot, "Boots a machine and says how it went.")
+    _add_machine(boot)
+    boot.add_argument("--command", action="append", default=[], metavar="LINE", help="then types a line into the guest's monitor")
+    boot.add_argument("--json", action="store_true", help="one JSON object; addresses are integers, ranges half-open")
+    dump = add("dump", _dump, "Boots a machine and writes its remapping tables and registers.")
+    _add_machine(dump)
+    dump.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder for tables.npz and registers.json")
+    decode = add("decode", _decode, "Reads the domains out of dumped tables.")
+    decode.add_argument("tables", type=Path, metavar="TABLES.npz")
+    decode.add_argument("--root", required=True, type=_address, metavar="ADDR", help="host-physical address of a root table (RTADDR)")
+    decode.add_argument("--json", action="store_true")
+    machines = add("machines", _machines, "Lists the machines that come with hvlab.")
+    machines.add_argument("--json", action="store_true")
+    add("lab", _lab, "Opens the workbench in JupyterLab.")
+    return parser
+
+
+def _add_machine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("machine", metavar="MACHINE", help="a .toml file, a folder of logs, a kernel log, or the name of a shipped machine")
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+                         help="an option of the core: PROFILE, VTD_TRANS, IOMMU_MAP_END, ...")
+
+
+def _address(text: str) -> int:
+    return int(text, 0)
+
+
+def _booted(options: argparse.Namespace) -> "tuple[Machine, Run]":
+    from .session import Machine
+    from .vmm.config import Config, parse_settings
+    config = Config(**parse_settings(options.settings))  # type: ignore[arg-type]
+    machine = Machine.load(options.machine)
+    run = machine.boot(config, progress=_progress() if sys.stderr.isatty() else None)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    return machine, run
+
+
+def _progress() -> Callable[[str], None]:
+    return lambda phase: print(f"\r\033[K{phase} ...", end="", file=sys.stderr, flush=True)
+
+
+def _boot(options: argparse.Namespace) -> None:
+    machine, run = _booted(options)
+    with machine:
+        for line in options.command:
+            answer = run.guest.command(line)
+            if not options.json:
+                print(f"lab> {line}\n{answer}")
+        print(json.dumps(run.to_json()) if options.json else run)
+
+
+def _dump(options: argparse.Namespace) -> None:
+    machine, run = _booted(options)
+    with machine:
+        for path in run.dump(options.output):
+            print(path)
+
+
+def _decode(options: argparse.Namespace) -> None:
+    from .inspect.domains import decode
+    from .inspect.dump import load_npz
+    domains = decode(load_npz(options.tables), options.root)
+    print(json.dumps({"domains": domains.to_json()}) if options.json else domains)
+
+
+def _machines(options: argparse.Namespace) -> None:
+    from .sources import load, shipped
+    rows = []
+    for name, path in shipped().items():
+        try:
+            d = load(path)
+            rows.append({"name": name, "ram_bytes": d.ram_bytes, "units": len(d.units), "source": d.source})
+        except BadMachine as e:
+            rows.append({"name": name, "ram_bytes": None, "units": None, "source": str(e)})
+    if options.json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        ram = f"{row['ram_bytes'] / (1 << 30):8.4g} GiB" if row["ram_bytes"] else "           ?"  # type: ignore[operator]
+        print(f"{row['name']:28} {ram}  {row['units'] if row['units'] is not None else '?'} remapping units")
+
+
+def _lab(_options: argparse.Namespace) -> None:
+    import subprocess
+    notebook = Path(__file__).resolve().parents[1] / "notebooks" / "00-workbench.ipynb"
+    if not notebook.exists():
+        raise HvlabError(f"{notebook} is missing: run hvlab from a checkout")
+    subprocess.run([sys.executable, "-m", "jupyterlab", str(notebook)], check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""How a run ended, read off the machine: its processor, its memory, its consoles.  Nothing is concluded from the configuration."""
+
+import re
+from dataclasses import dataclass
+
+from .machine.cpu import Stop, StopKind
+
+__all__ = ["OUTCOMES", "Ending", "of_console", "of_stop"]
+
+OUTCOMES = {
+    "up": "the guest runs and its disk answers",
+    "disk-lost": "the guest runs, but its disk did not answer",
+    "guest-crash": "the guest died",
+    "vmm-panic": "the core gave up",
+    "vmm-taken-over": "code that is not the core's runs in its place",
+}
+
+_READY = re.compile(r"^lab: ready", re.MULTILINE)
+_LOST = re.compile(r"nvme nvme0: (Removing after probe failure.*|Device not ready; aborting.*|.*disabled?, .*)")
+_TIMEOUT = re.compile(r"nvme nvme0: (I/O \d+ QID \d+ timeout.*)")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """An outcome by its name, and why in a sentence."""
+
+    outcome: str
+    why: str
+
+
+def of_stop(stop: Stop) -> Ending:
+    """A processor that stopped by itself."""
+    if stop.kind is StopKind.CRASH and not stop.guest and "in the host" in stop.detail:
+        return Ending("vmm-panic", f"the core's own code crashed: {stop.detail}")
+    if stop.kind is StopKind.GUEST_HALT:
+        return Ending("guest-crash", f"the guest's processor halted at RIP {stop.rip:#x} with no exit to the core")
+    return Ending("guest-crash", stop.detail or stop.kind.value)
+
+
+def of_console(text: str, first_fault: str | None) -> Ending:
+    """A guest that waits for input: what it printed tells whether it is up and whether it has its disk.
+
+    `first_fault` describes the first fault a unit recorded, if any did.
+    """
+    if not _READY.search(text):
+        return Ending("guest-crash", "the guest waits for an interrupt that will not come, before its monitor was ready")
+    lost = _LOST.search(text)
+    if lost:
+        timeout = _TIMEOUT.search(text)
+        said = (timeout or lost)[1].strip()
+        return Ending("disk-lost", f"{first_fault}; the guest says: nvme nvme0: {said}" if first_fault else f"the guest says: nvme nvme0: {said}")
+    if "nvme nvme0:" not in text:
+        return Ending("up", "the guest's monitor is ready; it found no NVMe controller")
+    return Ending("up", "the guest's monitor is ready and its disk was read and checked")

@@ -1,0 +1,220 @@
+"""A machine that boots: `Machine.load`, `boot`, `reboot`, and the `Run` each gives.
+
+    m = Machine.load("q35-6g")
+    run = m.boot(Config(VTD_TRANS=True))
+    run.outcome, run.domains, run.faults
+    run2 = m.reboot(VTD_TRANS=False)
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import outcome
+from .errors import BadMachine, HvlabError
+from .machine.cpu import StopKind
+from .machine.description import MachineDescription
+from .machine.pc import Pc
+from .run import Run
+from .sources import images_dir, load
+from .spec.linuxboot import Elf, load_elf
+from .vmm.config import Config
+from .vmm.core import Core
+from .vmm.exits import Exits, GuestDead
+from .vmm.heap import Panic
+
+__all__ = ["Machine", "lab_guest"]
+
+COMMAND_LINE = "console=ttyS0,115200"
+WALL_LIMIT = 60.0
+"""Seconds of wall time after which a guest that never waits is given up."""
+
+
+@dataclass
+class _Phases:
+    """Times what happens between calls, in seconds, and passes each phase on."""
+
+    tell: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+    _name: str = ""
+    _since: float = 0.0
+
+    def __call__(self, name: str) -> None:
+        now = time.perf_counter()
+        if self._name:
+            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
+        self._name, self._since = name, now
+        if name:
+            self.tell(name)
+
+
+class Machine:
+    """A PC from its description.  It is an owned object: `close()` it, or use it in `with`; several may live side by side.
+
+    `assumptions` says in a sentence each what the description did not tell and was chosen.
+    """
+
+    def __init__(self, description: MachineDescription, public_only: bool = False):
+        self.description = description
+        self.run: Run | None = None
+        self.core: Core | None = None
+        self.exits: Exits | None = None
+        self._ended: outcome.Ending | None = None
+        self._boots = 0
+        self._pc = Pc(description, public_only)
+
+    @classmethod
+    def load(cls, what: str | Path) -> "Machine":
+        """A TOML file, a folder of logs and tables, a single kernel log, or the name of a shipped machine.  Raises BadMachine."""
+        return cls(load(what))
+
+    @property
+    def name(self) -> str:
+        """The machine's name."""
+        return self.description.name
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What was not known and chosen, with what of the PCI description could not be had."""
+        return (*self.description.assumptions, *self._pc.root.notes)
+
+    @property
+    def pc(self) -> Pc:
+        """The hardware."""
+        return self._pc
+
+    # --- booting
+
+    def boot(self, config: Config | None = None, progress: Callable[[str], None] | None = None, guest: Elf | None = None) -> Run:
+        """Power on, core, guest, until the guest waits for input or something ends.  The run before is frozen as it stood.
+
+        `progress` is told each phase.  Raises BadMachine where the machine cannot hold the guest at all.
+        """
+        config = config or Config()
+        phases = _Phases(progress or _silent)
+        phases("firmware")
+        self._start_over(config)
+        assert self.run is not None
+        core = self.core = Core(self._pc, config, phases)
+        self.run.core = core
+        try:
+            self.exits = core.boot(guest or lab_guest(), COMMAND_LINE)
+        except Panic as panic:
+            self._ended = outcome.Ending("vmm-panic", str(panic))
+        else:
+            self._pc.cpu.on_door = self._on_door
+            phases("guest runs")
+            self._go()
+        phases("")
+        self.run.timings = phases.seconds | {"total": sum(phases.seconds.values())}
+        return self.run
+
+    def _start_over(self, config: Config) -> None:
+        if self.run is not None:
+            self.run.freeze()
+            self._pc.power_on()
+        self._ended = self.exits = None
+        self._boots += 1
+        self.run = Run(self, config, self._boots)
+
+    def reboot(self, progress: Callable[[str], None] | None = None, **options: Any) -> Run:
+        """The same machine from power-on, with options changed: `m.reboot(VTD_TRANS=False)`."""
+        config = self.run.config if self.run else Config()
+        return self.boot(config.change(**options), progress)
+
+    def _go(self) -> None:
+        """Lets the processor run until there is nothing more to do."""
+        stop = self._pc.run(WALL_LIMIT)
+        if self._ended is None and stop is not None and not self._pc.reset_requested:
+            self._ended = outcome.of_stop(stop)
+        if self.core and not self.core.text_intact():
+            self._ended = outcome.Ending("vmm-taken-over", "the stub in the core's text page is not the one the core put there")
+
+    def _on_door(self) -> None:
+        """The policy's turn; what it cannot bear ends the run."""
+        assert self.exits is not None
+        try:
+            self.exits.on_door()
+        except GuestDead as death:
+            self._end("guest-crash", str(death))
+        except Panic as panic:
+            assert self.core is not None
+            self.core.console.print(f"panic: {panic}")
+            self._end("vmm-panic", str(panic))
+
+    def _end(self, kind: str, why: str) -> None:
+        self._ended = outcome.Ending(kind, why)
+        self._pc.cpu.stop(StopKind.REQUEST, why)
+
+    @property
+    def ended(self) -> outcome.Ending | None:
+        """How the current run ended; None while the guest could go on."""
+        return self._ended
+
+    # --- using a running guest
+
+    def type(self, text: str) -> str:
+        """Types into the guest's console and lets it run until it waits again; returns what it printed meanwhile.
+
+        A guest that resets the machine is booted again with the same options.
+        """
+        if self.run is None or self._ended is not None:
+            raise HvlabError(f"there is no guest to type to: {self._ended.why if self._ended else 'boot the machine first'}")
+        before = len(self._pc.serial)
+        self._pc.type(text.encode("latin-1", "replace"))
+        self._go()
+        if self._pc.reset_requested:
+            self.boot(self.run.config)
+            before = 0
+        return bytes(self._pc.serial[before:]).decode("latin-1")
+
+    # --- looking
+
+    def lens(self, address: int) -> Any:
+        """Everything known of one host-physical address."""
+        return self._current().lens(address)
+
+    def explain(self, fault: Any) -> Any:
+        """One DMA step by step: a fault record of a run."""
+        return self._current().explain(fault)
+
+    def _current(self) -> Run:
+        if self.run is None:
+            raise HvlabError("nothing has run yet: call boot() first")
+        return self.run
+
+    # --- lifetime
+
+    def close(self) -> None:
+        """Freezes the last run and gives the memory back."""
+        if self.run is not None:
+            self.run.freeze()
+        self._pc.close()
+
+    def __enter__(self) -> "Machine":
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        d = self.description
+        state = f"{self.run.outcome}: {self.run.why}" if self.run else "not booted"
+        units = ", ".join(f"{u.base:#x}" for u in d.units) or "none"
+        return f"Machine {self.name}: {d.ram_bytes / (1 << 30):g} GiB of RAM, remapping units {units}; {state}"
+
+
+def lab_guest() -> Elf:
+    """The lab guest that hvlab ships."""
+    path = images_dir() / "guests" / "lab.elf"
+    if not path.exists():
+        raise BadMachine(f"{path} is missing: build it with `make images`")
+    return load_elf(path.read_bytes())
+
+
+def _silent(_phase: str) -> None:
+    pass
+
