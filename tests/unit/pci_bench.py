@@ -19,6 +19,7 @@ RUNS = ((0, LOW), (4 << 30, HIGH))
 
 HOST_BRIDGE = PciDescription(bdf(0, 0, 0), 0x8086, 0x29C0, 0x060000)
 NVME = PciDescription(bdf(0, 2, 0), 0x1B36, 0x0010, 0x010802, "nvme", revision=2, subsystem=(0x1AF4, 0x1100))
+DISK, WINDOW = DiskDescription(size=1 << 20, seed=7), EcamDescription(ECAM, 0, 15)
 EDU = PciDescription(bdf(0, 3, 0), 0x1234, 0x11E8, 0x00FF00, "edu", revision=0x10)
 
 
@@ -50,8 +51,8 @@ class Gate:
 @dataclass
 class Bench:
     pci: tuple[PciDescription, ...] = (HOST_BRIDGE, NVME, EDU)
-    disk: DiskDescription = DiskDescription(size=1 << 20, seed=7)
-    ecam: EcamDescription | None = EcamDescription(ECAM, 0, 15)
+    disk: DiskDescription = DISK
+    ecam: EcamDescription | None = WINDOW
     units: tuple[UnitDescription, ...] = ()
     messages: list[tuple[int, int, int]] = field(default_factory=list)
 

@@ -313,7 +313,8 @@ def test_a_stub_without_bars_decodes_nothing_and_reads_zero_there() -> None:
     assert [pc.config_read(HOST_BRIDGE.source, o) for o in range(0x10, 0x28, 4)] == [0] * 6
 
 
-WRITES = st.tuples(st.sampled_from([d.source for d in TREE]), st.integers(0, 0xFFF), st.sampled_from([1, 2, 4, 8]), st.integers(0, (1 << 64) - 1))
+WRITES = st.tuples(st.sampled_from([d.source for d in TREE]),
+                   st.integers(0, 0xFFF), st.sampled_from([1, 2, 4, 8]), st.integers(0, (1 << 64) - 1))
 
 
 @settings(max_examples=60)

@@ -1,0 +1,567 @@
+"""The NVMe controller against a driver that knows it only by its specification."""
+
+from dataclasses import dataclass, replace
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nvme_driver import ACQ, ASQ, DATA, LISTS, PAGE, Driver
+from pci_bench import HOST_BRIDGE, NVME, Bench
+
+from hvcore.machine.description import BarDescription
+from hvcore.machine.disk import Disk, lab_blocks
+from hvcore.machine.nvme import Nvme
+from hvcore.spec.dma import Direction
+from hvcore.spec.nvme import AdminOpcode, Command, NvmOpcode, Status
+
+BLOCKS = 2048
+READ, WRITE = NvmOpcode.READ, NvmOpcode.WRITE
+
+
+@pytest.fixture
+def nvme() -> Driver:
+    return Driver().enable()
+
+
+def content(lba: int, count: int) -> bytes:
+    """What the generated disk of the bench holds."""
+    return lab_blocks(7, lba, count).tobytes()
+
+
+def disk_of(nvme: Driver) -> Disk:
+    controller = nvme.pc.root.find("nvme")[0]
+    assert isinstance(controller, Nvme)
+    return controller.disk
+
+
+# Registers and life cycle
+
+def test_registers_at_power_on() -> None:
+    d = Driver()
+    cap = d.read(0, 8)
+    assert (cap & 0xFFFF, cap >> 16 & 1, cap >> 24 & 0xFF, cap >> 32 & 0xF, cap >> 37 & 0xFF, cap >> 48) == (1023, 1, 15, 0, 1, 0)
+    assert d.read(0x00) | d.read(0x04) << 32 == cap and d.read(0x08) == 0x00010400
+    assert [d.read(o) for o in (0x0C, 0x10, 0x14, 0x1C, 0x24, 0x28, 0x2C, 0x30, 0x34, 0x38, 0x1000)] == [0] * 11
+    assert d.read(0x0A, 2) == 1 and d.read(0x09, 1) == 4
+
+
+def test_read_only_registers_and_reserved_bits_hold() -> None:
+    d = Driver()
+    cap = d.read(0, 8)
+    for offset in (0x00, 0x04, 0x08, 0x1C, 0x38):
+        d.write(offset, 0xFFFFFFFF)
+    assert (d.read(0, 8), d.read(0x08), d.read(0x1C), d.read(0x38)) == (cap, 0x00010400, 0, 0)
+    d.write(0x24, 0xFFFFFFFF)
+    d.write(0x28, (1 << 64) - 1, 8)
+    d.write(0x34, 0x12345678)
+    assert (d.read(0x24), d.read(0x28, 8), d.read(0x30, 8)) == (0x0FFF0FFF, 0xFFFF_FFFF_FFFF_F000, 0x12345678 << 32)
+    d.write(0x28, 0xABCD, 2)
+    assert d.read(0x28, 8) == 0xFFFF_FFFF_FFFF_F000, "a narrow store is lost"
+
+
+def test_enable_takes_time_and_disable_does_not() -> None:
+    d = Driver()
+    d.write(0x24, 0x00070007)
+    d.write(0x28, ASQ, 8)
+    d.write(0x30, ACQ, 8)
+    d.write(0x14, 0x460001)
+    assert d.read(0x1C) == 0
+    d.pc.clock.advance(100_000)
+    assert d.read(0x1C) == 1
+    d.disable()
+    assert d.read(0x1C) == 0 and d.read(0x28, 8) == ASQ
+
+
+def test_enable_cut_short_never_becomes_ready() -> None:
+    d = Driver()
+    d.write(0x24, 0x00070007)
+    d.write(0x14, 0x460001)
+    d.disable()
+    d.pc.clock.advance(10_000_000)
+    assert d.read(0x1C) == 0
+
+
+@pytest.mark.parametrize(("cc", "aqa"), [(0x460011, 0x70007), (0x460081, 0x70007), (0x460801, 0x70007), (0x460001, 0x70000), (0x460001, 7)])
+def test_an_unsupported_configuration_is_fatal(cc: int, aqa: int) -> None:
+    d = Driver()
+    d.write(0x24, aqa)
+    d.write(0x14, cc)
+    assert d.wait(3) == 2
+
+
+@pytest.mark.parametrize("how", [1, 2])
+def test_shutdown_completes_and_stops_commands(nvme: Driver, how: int) -> None:
+    nvme.write(0x14, 0x460001 | how << 14)
+    assert nvme.read(0x1C) == 1
+    assert nvme.wait(0xC) == 0x9
+    nvme.admin.put(Command(AdminOpcode.IDENTIFY, prp1=DATA, cdw10=1))
+    nvme.admin.ring()
+    nvme.pc.clock.advance(1_000_000)
+    assert nvme.admin.poll() is None
+    nvme.write(0x14, 0)
+    assert nvme.enable().identify(1)[2:4] == b"\xf4\x1a"
+
+
+# Admin commands
+
+def test_identify_controller(nvme: Driver) -> None:
+    page = nvme.identify(1)
+    assert page[0:4] == bytes.fromhex("361bf41a")
+    assert page[4:24] == b"HVLAB-0000:00:02.0  " and page[24:64].rstrip() == b"hvlab NVMe controller"
+    assert (page[77], page[512], page[513]) == (5, 0x66, 0x44)
+    assert int.from_bytes(page[80:84], "little") == 0x10400 and int.from_bytes(page[516:520], "little") == 1
+    assert page[768:1024].rstrip(b"\0") == b"nqn.2014-08.org.nvmexpress:hvlab:0000:00:02.0"
+
+
+def test_identify_namespace(nvme: Driver) -> None:
+    page = nvme.identify(0, 1)
+    assert [int.from_bytes(page[o:o + 8], "little") for o in (0, 8, 16)] == [BLOCKS] * 3
+    assert page[25] == page[26] == 0 and page[130] == 9
+    assert nvme.identify(2) == (1).to_bytes(4, "little") + bytes(PAGE - 4)
+    assert nvme.identify(2, 1) == bytes(PAGE)
+    assert nvme.identify(3, 1)[:12] == bytes([1, 8, 0, 0]) + page[120:128]
+
+
+@pytest.mark.parametrize(("cns", "nsid", "status"), [(0, 0, 0xB), (0, 2, 0xB), (0, 0xFFFFFFFF, 0xB), (3, 9, 0xB), (2, 0xFFFFFFFE, 0xB),
+                                                     (6, 0, 2), (0x10, 1, 2)])
+def test_identify_of_what_is_not_there(nvme: Driver, cns: int, nsid: int, status: int) -> None:
+    assert nvme.status(Command(AdminOpcode.IDENTIFY, nsid=nsid, prp1=DATA, cdw10=cns)) == status
+
+
+def test_number_of_queues(nvme: Driver) -> None:
+    for opcode in (AdminOpcode.SET_FEATURES, AdminOpcode.GET_FEATURES):
+        entry = nvme.admin.run(Command(opcode, cdw10=7, cdw11=0))
+        assert (entry.status, entry.result) == (0, 0x000F000F)
+    assert nvme.status(Command(AdminOpcode.SET_FEATURES, cdw10=7, cdw11=0xFFFF0000)) == Status.INVALID_FIELD
+    nvme.add_queue()
+    assert nvme.status(Command(AdminOpcode.SET_FEATURES, cdw10=7)) == Status.COMMAND_SEQUENCE
+
+
+def test_features_are_kept_until_reset(nvme: Driver) -> None:
+    def get(select: int) -> int:
+        return nvme.admin.run(Command(AdminOpcode.GET_FEATURES, cdw10=select << 8 | 6)).result
+
+    assert get(0) == 1
+    assert nvme.status(Command(AdminOpcode.SET_FEATURES, cdw10=6, cdw11=0)) == 0
+    assert (get(0), get(1), get(3)) == (0, 1, 4)
+    nvme.disable()
+    nvme.enable()
+    assert get(0) == 1
+
+
+@pytest.mark.parametrize(("command", "status"), [
+    (Command(AdminOpcode.SET_FEATURES, cdw10=1 << 31 | 6), Status.FEATURE_NOT_SAVEABLE),
+    (Command(AdminOpcode.SET_FEATURES, cdw10=9), Status.FEATURE_NOT_CHANGEABLE),
+    (Command(AdminOpcode.SET_FEATURES, cdw10=0xD), Status.INVALID_FIELD),
+    (Command(AdminOpcode.GET_FEATURES, cdw10=0xC), Status.INVALID_FIELD),
+    (Command(AdminOpcode.GET_LOG_PAGE, prp1=DATA, cdw10=0x7F0005), Status.INVALID_LOG_PAGE),
+    (Command(0x18), Status.INVALID_OPCODE), (Command(0x80), Status.INVALID_OPCODE), (Command(0xFF), Status.INVALID_OPCODE),
+    (Command(AdminOpcode.IDENTIFY, flags=0x40, prp1=DATA, cdw10=1), Status.INVALID_FIELD),
+    (Command(AdminOpcode.IDENTIFY, flags=0x01, prp1=DATA, cdw10=1), Status.INVALID_FIELD),
+    (Command(AdminOpcode.IDENTIFY, prp1=DATA + 1, cdw10=1), Status.PRP_OFFSET_INVALID),
+    (Command(AdminOpcode.IDENTIFY, prp1=DATA + 8, prp2=DATA + 0x2008, cdw10=1), Status.PRP_OFFSET_INVALID)])
+def test_refused_admin_commands_say_why_and_not_to_retry(nvme: Driver, command: Command, status: Status) -> None:
+    assert nvme.admin.run(command).status == status | 1 << 14
+
+
+@pytest.mark.parametrize(("page", "asked", "size"), [(1, 64, 64), (2, 512, 512), (3, 512, 512), (2, 1024, 512), (2, 16, 16)])
+def test_log_pages_are_zeros_of_their_size(nvme: Driver, page: int, asked: int, size: int) -> None:
+    nvme.pc.memory.write(DATA, b"\xaa" * 1024)
+    assert nvme.status(Command(AdminOpcode.GET_LOG_PAGE, nsid=0xFFFFFFFF, prp1=DATA, cdw10=(asked // 4 - 1) << 16 | page)) == 0
+    assert nvme.pc.memory.read(DATA, 1024) == bytes(size) + b"\xaa" * (1024 - size)
+
+
+def test_event_requests_are_held_limited_and_aborted(nvme: Driver) -> None:
+    for cid in range(4):
+        nvme.admin.put(Command(AdminOpcode.ASYNC_EVENT_REQUEST, cid=cid))
+    nvme.admin.ring()
+    nvme.pc.clock.advance(1_000_000)
+    assert nvme.admin.poll() is None
+    assert nvme.status(Command(AdminOpcode.ASYNC_EVENT_REQUEST, cid=4)) == Status.ASYNC_EVENT_LIMIT
+    nvme.admin.put(Command(AdminOpcode.ABORT, cid=50, cdw10=2 << 16))
+    nvme.admin.ring()
+    nvme.pc.clock.advance(1_000_000)
+    aborted, abort = nvme.admin.poll(), nvme.admin.poll()
+    assert aborted and (aborted.cid, aborted.status) == (2, Status.ABORT_REQUESTED)
+    assert abort and (abort.cid, abort.status, abort.result) == (50, 0, 0)
+    assert nvme.admin.run(Command(AdminOpcode.ABORT, cdw10=2 << 16)).result == 1
+
+
+QUEUE = 0x420000
+
+
+@pytest.mark.parametrize(("command", "status"), [
+    (Command(5, prp1=QUEUE, cdw10=0x000F0000, cdw11=1), Status.INVALID_QUEUE_ID),
+    (Command(5, prp1=QUEUE, cdw10=0x000F0011, cdw11=1), Status.INVALID_QUEUE_ID),
+    (Command(5, prp1=QUEUE, cdw10=0x000F0001, cdw11=1), Status.INVALID_QUEUE_ID),
+    (Command(5, prp1=QUEUE, cdw10=0x00000002, cdw11=1), Status.INVALID_QUEUE_SIZE),
+    (Command(5, prp1=QUEUE, cdw10=0x04000002, cdw11=1), Status.INVALID_QUEUE_SIZE),
+    (Command(5, prp1=QUEUE + 64, cdw10=0x000F0002, cdw11=1), Status.PRP_OFFSET_INVALID),
+    (Command(5, prp1=QUEUE, cdw10=0x000F0002, cdw11=0), Status.INVALID_FIELD),
+    (Command(5, prp1=QUEUE, cdw10=0x000F0002, cdw11=17 << 16 | 3), Status.INVALID_VECTOR),
+    (Command(1, prp1=QUEUE, cdw10=0x000F0001, cdw11=1 << 16 | 1), Status.INVALID_QUEUE_ID),
+    (Command(1, prp1=QUEUE, cdw10=0x000F0002, cdw11=3 << 16 | 1), Status.CQ_INVALID),
+    (Command(1, prp1=QUEUE, cdw10=0x000F0002, cdw11=1), Status.CQ_INVALID),
+    (Command(1, prp1=QUEUE, cdw10=0xFFFF0002, cdw11=1 << 16 | 1), Status.INVALID_QUEUE_SIZE),
+    (Command(0, cdw10=0), Status.INVALID_QUEUE_ID), (Command(0, cdw10=5), Status.INVALID_QUEUE_ID),
+    (Command(4, cdw10=0), Status.INVALID_QUEUE_ID), (Command(4, cdw10=5), Status.INVALID_QUEUE_ID),
+    (Command(4, cdw10=1), Status.INVALID_QUEUE_DELETION)])
+def test_wrong_queues_are_refused(nvme: Driver, command: Command, status: Status) -> None:
+    nvme.add_queue()
+    assert nvme.status(command) == status
+
+
+def test_queues_need_the_entry_sizes_in_cc(nvme: Driver) -> None:
+    nvme.write(0x14, 0x000001)
+    assert nvme.status(Command(5, prp1=QUEUE, cdw10=0x000F0002, cdw11=1)) == Status.INVALID_FIELD
+
+
+def test_queues_are_deleted_in_order_and_made_again(nvme: Driver) -> None:
+    nvme.add_queue()
+    assert nvme.transfer(READ, 0, 1, DATA) == 0
+    assert nvme.status(Command(0, cdw10=1)) == 0 and nvme.status(Command(4, cdw10=1)) == 0
+    nvme.write(0x1008, 5)
+    nvme.pc.clock.advance(1_000_000)
+    nvme.add_queue(size=4)
+    assert nvme.transfer(READ, 9, 1, DATA) == 0 and nvme.pc.memory.read(DATA, 512) == content(9, 1)
+
+
+# I/O commands
+
+@pytest.mark.parametrize(("count", "offset"), [(1, 0), (1, 4), (8, 0), (8, 512), (16, 0), (9, 0x204), (64, 0), (256, 0), (256, 0x804)])
+def test_read_and_write_by_every_kind_of_prp(nvme: Driver, count: int, offset: int) -> None:
+    nvme.add_queue()
+    pages = -(-(offset + count * 512) // PAGE)
+    prp2 = DATA + PAGE
+    if pages > 2:
+        nvme.pc.memory.write(LISTS + 0x10, b"".join((DATA + PAGE * i).to_bytes(8, "little") for i in range(1, pages)))
+        prp2 = LISTS + 0x10
+    assert nvme.transfer(READ, 100, count, DATA + offset, prp2) == 0
+    assert nvme.pc.memory.read(DATA + offset, count * 512) == content(100, count)
+    data = bytes(i * 7 & 0xFF for i in range(count * 512))
+    nvme.pc.memory.write(DATA + offset, data)
+    assert nvme.transfer(WRITE, 1000, count, DATA + offset, prp2) == 0
+    assert disk_of(nvme).read(999, count + 2) == content(999, 1) + data + content(1000 + count, 1)
+
+
+def test_a_list_at_the_end_of_its_page_goes_on_in_the_next(nvme: Driver) -> None:
+    nvme.add_queue()
+    first, second = LISTS + PAGE - 16, LISTS + 2 * PAGE
+    order = [DATA + PAGE * i for i in (5, 3, 8, 1, 9, 2, 0)]
+    nvme.pc.memory.write(first, order[0].to_bytes(8, "little") + second.to_bytes(8, "little"))
+    nvme.pc.memory.write(second, b"".join(a.to_bytes(8, "little") for a in order[1:]))
+    assert nvme.transfer(READ, 0, 64, DATA + 20 * PAGE, first) == 0
+    got = b"".join(nvme.pc.memory.read(a, PAGE) for a in (DATA + 20 * PAGE, *order))
+    assert got == content(0, 64)
+    nvme.pc.memory.write(LISTS + PAGE - 8, (second + 8).to_bytes(8, "little"))
+    assert nvme.transfer(READ, 0, 64, DATA, LISTS + PAGE - 8) == Status.PRP_OFFSET_INVALID
+
+
+@pytest.mark.parametrize(("opcode", "nsid", "lba", "count", "status"), [
+    (READ, 1, BLOCKS, 1, Status.LBA_OUT_OF_RANGE), (READ, 1, BLOCKS - 1, 2, Status.LBA_OUT_OF_RANGE),
+    (WRITE, 1, (1 << 64) - 1, 1, Status.LBA_OUT_OF_RANGE), (NvmOpcode.WRITE_ZEROES, 1, BLOCKS, 1, Status.LBA_OUT_OF_RANGE),
+    (READ, 0, 0, 1, Status.INVALID_NAMESPACE), (WRITE, 2, 0, 1, Status.INVALID_NAMESPACE),
+    (NvmOpcode.FLUSH, 2, 0, 1, Status.INVALID_NAMESPACE), (NvmOpcode.DATASET_MANAGEMENT, 0, 0, 1, Status.INVALID_NAMESPACE),
+    (NvmOpcode.WRITE_ZEROES, 7, 0, 1, Status.INVALID_NAMESPACE),
+    (READ, 1, 0, 257, Status.INVALID_FIELD), (WRITE, 1, 0, 1024, Status.INVALID_FIELD), (0x7F, 1, 0, 1, Status.INVALID_OPCODE),
+    (NvmOpcode.FLUSH, 1, 0, 1, Status.SUCCESS), (NvmOpcode.FLUSH, 0xFFFFFFFF, 0, 1, Status.SUCCESS),
+    (NvmOpcode.DATASET_MANAGEMENT, 1, 0, 1, Status.SUCCESS)])
+def test_status_of_io_commands(nvme: Driver, opcode: int, nsid: int, lba: int, count: int, status: Status) -> None:
+    nvme.add_queue()
+    command = Command(opcode, nsid=nsid, prp1=DATA, cdw10=lba & 0xFFFFFFFF, cdw11=lba >> 32, cdw12=count - 1)
+    assert nvme.queues[1].run(command).status == (status | 1 << 14 if status else 0)
+
+
+def test_write_zeroes(nvme: Driver) -> None:
+    nvme.add_queue()
+    assert nvme.status(Command(NvmOpcode.WRITE_ZEROES, nsid=1, cdw10=10, cdw12=4), 1) == 0
+    assert nvme.transfer(READ, 9, 7, DATA) == 0
+    assert nvme.pc.memory.read(DATA, 7 * 512) == content(9, 1) + bytes(5 * 512) + content(15, 1)
+
+
+def test_every_queue_is_served_and_rings_wrap(nvme: Driver) -> None:
+    for number, size in ((1, 3), (2, 5), (16, 2)):
+        nvme.add_queue(number, size)
+    for i in range(40):
+        for number in (1, 2, 16):
+            assert nvme.transfer(READ, i, 1, DATA, queue=number) == 0
+            assert nvme.pc.memory.read(DATA, 512) == content(i, 1)
+
+
+def test_queues_take_turns(nvme: Driver) -> None:
+    for number in (1, 2):
+        nvme.add_queue(number)
+        for i in range(4):
+            nvme.queues[number].put(Command(READ, cid=i, nsid=1, prp1=DATA + PAGE * number))
+    nvme.pc.gate.seen.clear()
+    nvme.queues[1].ring()
+    nvme.queues[2].ring()
+    nvme.pc.clock.advance(1_000_000)
+    assert [r.iova - 0x400000 >> 17 for r in nvme.pc.gate.seen if r.length == 64] == [1, 2] * 4
+
+
+def test_a_full_completion_queue_waits_for_the_host(nvme: Driver) -> None:
+    queue = nvme.add_queue(size=4)
+    nvme.add_queue(2, 16)
+    for i in range(3):
+        queue.put(Command(READ, cid=i, nsid=1, prp1=DATA))
+    queue.ring()
+    nvme.pc.clock.advance(1_000_000)
+    assert [entry.cid for entry in iter(lambda: queue.poll(acknowledge=False), None)] == [0, 1, 2]
+    for i in range(3, 6):
+        queue.put(Command(READ, cid=i, nsid=1, prp1=DATA))
+    queue.ring()
+    nvme.pc.clock.advance(1_000_000)
+    assert queue.poll() is None
+    assert nvme.transfer(READ, 5, 1, DATA, queue=2) == 0, "the other queue goes on"
+    queue.acknowledge()
+    nvme.pc.clock.advance(1_000_000)
+    assert [entry.cid for entry in iter(queue.poll, None)] == [3, 4, 5]
+
+
+def test_nothing_completes_inside_the_doorbell(nvme: Driver) -> None:
+    nvme.admin.put(Command(AdminOpcode.IDENTIFY, prp1=DATA, cdw10=1))
+    nvme.pc.gate.seen.clear()
+    nvme.admin.ring()
+    nvme.pc.clock.advance(9_999)
+    assert nvme.pc.gate.seen == [] and nvme.admin.poll() is None
+    nvme.pc.clock.advance(1)
+    assert nvme.admin.poll()
+
+
+def test_doorbells_of_no_queue_and_beyond_the_queue_are_ignored(nvme: Driver) -> None:
+    nvme.write(0x1000, 8)
+    nvme.write(0x1004, 8)
+    nvme.write(0x1008, 1)
+    nvme.write(0x1FFC, 1)
+    nvme.pc.clock.advance(1_000_000)
+    assert nvme.read(0x1C) == 1 and nvme.identify(1)[77] == 5
+
+
+# What fails
+
+def test_a_blocked_command_fetch_is_fatal_until_enabled_anew(nvme: Driver) -> None:
+    nvme.pc.gate.blocks = lambda request: request.iova >> 12 == ASQ >> 12
+    nvme.admin.put(Command(AdminOpcode.IDENTIFY, prp1=DATA, cdw10=1))
+    nvme.admin.ring()
+    assert nvme.wait(2) == 2
+    fault = nvme.pc.fabric.trace[-1].fault
+    assert fault and (fault.address, fault.request.access, fault.request.source) == (ASQ, Direction.READ, NVME.source)
+    nvme.pc.gate.blocks = lambda request: False
+    nvme.admin.ring()
+    nvme.pc.clock.advance(60_000_000_000)
+    assert nvme.admin.poll() is None, "the controller has stopped"
+    nvme.disable()
+    assert nvme.read(0x1C) == 2, "as measured: CFS stays over the driver's disable"
+    assert nvme.enable().read(0x1C) == 1 and nvme.identify(1)[77] == 5
+
+
+def test_a_queue_where_no_memory_is_is_fatal() -> None:
+    d = Driver()
+    d.write(0x24, 0x00070007)
+    d.write(0x28, 0x80000000, 8)
+    d.write(0x14, 0x460001)
+    assert d.wait(3) == 1
+    d.write(0x1000, 1)
+    assert d.wait(2) == 2
+
+
+def test_a_blocked_completion_is_fatal(nvme: Driver) -> None:
+    nvme.pc.gate.blocks = lambda request: request.access is Direction.WRITE and request.iova >> 12 == ACQ >> 12
+    nvme.admin.put(Command(AdminOpcode.GET_FEATURES, cdw10=7))
+    nvme.admin.ring()
+    assert nvme.wait(2) == 2 and nvme.admin.poll() is None
+
+
+@pytest.mark.parametrize("blocked", [DATA, DATA + PAGE, DATA + 7 * PAGE, LISTS])
+@pytest.mark.parametrize("opcode", [READ, WRITE])
+def test_blocked_data_and_lists_are_transfer_errors(nvme: Driver, opcode: NvmOpcode, blocked: int) -> None:
+    nvme.add_queue()
+    nvme.pc.memory.write(LISTS, b"".join((DATA + PAGE * i).to_bytes(8, "little") for i in range(1, 8)))
+    nvme.pc.gate.blocks = lambda request: request.iova >> 12 == blocked >> 12
+    command = Command(opcode, nsid=1, prp1=DATA, prp2=LISTS, cdw12=63)
+    assert nvme.queues[1].run(command).status == Status.DATA_TRANSFER_ERROR, "worth a retry"
+    nvme.pc.gate.blocks = lambda request: False
+    assert nvme.transfer(READ, 0, 1, DATA) == 0 and nvme.pc.memory.read(DATA, 512) == content(0, 1), "nothing was written"
+
+
+def test_without_bus_mastering_the_fetch_fails(nvme: Driver) -> None:
+    nvme.pc.config_write(NVME.source, 4, 2, 2)
+    nvme.admin.put(Command(AdminOpcode.GET_FEATURES, cdw10=7))
+    nvme.admin.ring()
+    assert nvme.wait(2) == 2
+
+
+# Interrupts
+
+def test_the_pin_is_high_until_the_host_takes_the_completion(nvme: Driver) -> None:
+    line = nvme.pc.config_read(NVME.source, 0x3C, 1)
+    nvme.admin.put(Command(AdminOpcode.GET_FEATURES, cdw10=7))
+    nvme.admin.ring()
+    nvme.pc.clock.skip()
+    assert nvme.pc.lines.levels[line]
+    nvme.write(0x0C, 1)
+    assert not nvme.pc.lines.levels[line] and nvme.read(0x0C) == nvme.read(0x10) == 1
+    nvme.write(0x10, 1)
+    assert nvme.pc.lines.levels[line] and nvme.read(0x0C) == 0
+    nvme.admin.poll()
+    assert not nvme.pc.lines.levels[line]
+
+
+def test_a_queue_without_interrupts_pulls_no_pin(nvme: Driver) -> None:
+    queue, line = nvme.add_queue(), nvme.pc.config_read(NVME.source, 0x3C, 1)
+    queue.put(Command(READ, nsid=1, prp1=DATA))
+    queue.ring()
+    nvme.pc.clock.skip()
+    assert not nvme.pc.lines.levels[line] and queue.poll()
+
+
+def vector(nvme: Driver, number: int, masked: int = 0) -> None:
+    for i, value in enumerate((0xFEE00000 | number << 12, 0, 0x40 + number, masked)):
+        nvme.write(0x2000 + 16 * number + 4 * i, value)
+
+
+def test_msix_sends_messages_masks_and_pends(nvme: Driver) -> None:
+    pc, at = nvme.pc, nvme.pc.capability(NVME.source, 0x11)
+    assert [pc.config_read(NVME.source, at + o) for o in (4, 8)] == [0x2000, 0x3000] and pc.config_read(NVME.source, at + 2, 2) == 16
+    assert nvme.read(0x200C) == 1
+    pc.config_write(NVME.source, at + 2, 0xC000, 2)
+    queue = nvme.add_queue(vector=3, interrupts=True)
+    vector(nvme, 0)
+    vector(nvme, 3, masked=1)
+    assert nvme.transfer(READ, 0, 1, DATA) == 0
+    assert pc.messages == [] and nvme.read(0x3000) == 0b1001, "the whole function is masked"
+    pc.config_write(NVME.source, at + 2, 0x8000, 2)
+    assert pc.messages == [(NVME.source, 0xFEE00000, 0x40)] and nvme.read(0x3000) == 0b1000
+    nvme.write(0x203C, 0)
+    assert pc.messages[1:] == [(NVME.source, 0xFEE03000, 0x43)] and nvme.read(0x3000) == 0
+    queue.put(Command(READ, nsid=1, prp1=DATA))
+    queue.ring()
+    pc.clock.skip()
+    assert len(pc.messages) == 3 and not any(pc.lines.levels.values())
+
+
+def test_a_small_bar_has_no_msix() -> None:
+    pc = Bench((HOST_BRIDGE, replace(NVME, bars=(BarDescription(0, "mem64", 0x2000),))))
+    with pytest.raises(AssertionError, match="no capability"):
+        pc.capability(NVME.source, 0x11)
+    assert Driver(pc).enable().identify(1)[77] == 5
+
+
+# Reset
+
+def test_reset_equals_power_on(nvme: Driver) -> None:
+    nvme.add_queue()
+    nvme.transfer(WRITE, 3, 1, DATA)
+    vector(nvme, 2)
+    nvme.pc.root.reset()
+    fresh = Driver()
+    assert [nvme.read(o) for o in range(0, 0x4000, 4)] == [fresh.read(o) for o in range(0, 0x4000, 4)]
+    assert nvme.pc.clock.next() is None
+    nvme.enable().add_queue()
+    assert nvme.transfer(READ, 3, 1, DATA + PAGE) == 0 and nvme.pc.memory.read(DATA + PAGE, 512) == bytes(512), "the disk keeps its content"
+
+
+# Against a plain model, and against hostility
+
+@dataclass(frozen=True)
+class Transfer:
+    """Blocks from `lba` on, to or from an offset in the first of `pages`; `list_offset` is where the PRP list lies in its page."""
+
+    opcode: NvmOpcode
+    lba: int
+    count: int
+    offset: int
+    pages: list[int]
+    list_offset: int
+    data: bytes
+
+
+@st.composite
+def transfers(draw: st.DrawFn) -> Transfer:
+    count, offset, chance = draw(st.integers(1, 96)), draw(st.integers(0, 1023)) * 4, Random(draw(st.integers(0, 1 << 32)))
+    pages = chance.sample(range(40), -(-(offset + count * 512) // PAGE))
+    slot = draw(st.integers(0, PAGE // 8 - 1) | st.integers(PAGE // 8 - 5, PAGE // 8 - 1))
+    return Transfer(draw(st.sampled_from([READ, WRITE])), draw(st.integers(0, BLOCKS - count)), count, offset, pages, slot * 8,
+                    chance.randbytes(count * 512))
+
+
+def lay_list(nvme: Driver, pages: list[int], offset: int) -> int:
+    """A PRP list from LISTS + offset on, chained at the end of each page; the PRP2 to use."""
+    at, rest = LISTS + offset, [DATA + PAGE * p for p in pages]
+    while rest:
+        slots = (PAGE - at % PAGE) // 8
+        chained = len(rest) > slots
+        here, rest = (rest[:slots - 1], rest[slots - 1:]) if chained else (rest, [])
+        following = (at & ~(PAGE - 1)) + 2 * PAGE
+        words = [*here, following] if chained else here
+        nvme.pc.memory.write(at, b"".join(w.to_bytes(8, "little") for w in words))
+        at = following
+    return LISTS + offset
+
+
+@settings(max_examples=40)
+@given(st.lists(transfers(), min_size=1, max_size=8))
+def test_transfers_of_all_shapes_agree_with_a_plain_disk(todo: list[Transfer]) -> None:
+    nvme = Driver().enable()
+    nvme.add_queue()
+    memory, model = nvme.pc.memory, bytearray(content(0, BLOCKS))
+    for t in todo:
+        blocks = slice(t.lba * 512, (t.lba + t.count) * 512)
+        places = [DATA + PAGE * t.pages[0] + t.offset, *(DATA + PAGE * p for p in t.pages[1:])]
+        cuts = [0, *range(PAGE - t.offset, t.count * 512, PAGE), t.count * 512]
+        pieces = list(zip(places, cuts, cuts[1:], strict=False))
+        assert len(pieces) == len(places)
+        for place, a, b in pieces:
+            memory.write(place, t.data[a:b])
+        prp2 = 0 if len(places) == 1 else places[1] if len(places) == 2 else lay_list(nvme, t.pages[1:], t.list_offset)
+        assert nvme.transfer(t.opcode, t.lba, t.count, places[0], prp2) == 0
+        if t.opcode == WRITE:
+            model[blocks] = t.data
+        else:
+            assert b"".join(memory.read(place, b - a) for place, a, b in pieces) == model[blocks]
+    assert disk_of(nvme).read(0, BLOCKS) == model
+
+
+WORD = st.one_of(st.integers(0, (1 << 64) - 1), st.sampled_from([0, 1, ASQ, ACQ, DATA, LISTS, (1 << 64) - PAGE, 0xFEE00000]))
+OFFSETS = st.one_of(st.integers(0, 0x3FFF),
+                    st.sampled_from([0x0C, 0x10, 0x14, 0x1C, 0x24, 0x28, 0x30, 0x1000, 0x1004, 0x1008, 0x2000, 0x200C]))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(OFFSETS, st.sampled_from([1, 2, 4, 8]), WORD), max_size=30))
+def test_random_registers_never_raise(writes: list[tuple[int, int, int]]) -> None:
+    nvme = Driver().enable()
+    nvme.pc.config_write(NVME.source, nvme.pc.capability(NVME.source, 0x11) + 2, 0x8000, 2)
+    for offset, width, value in writes:
+        nvme.write(offset, value, width)
+        nvme.read(offset, width)
+        nvme.pc.clock.advance(50_000)
+    nvme.pc.clock.advance(1_000_000_000)
+    nvme.pc.root.reset()
+    assert Driver(nvme.pc).enable().identify(1)[77] == 5
+
+
+COMMANDS = st.builds(
+    Command, opcode=st.one_of(st.integers(0, 255), st.sampled_from([*AdminOpcode, *NvmOpcode])),
+    flags=st.sampled_from([0, 0, 0, 0x40, 1]), cid=st.integers(0, 0xFFFF), nsid=st.sampled_from([0, 1, 1, 1, 2, 0xFFFFFFFF]),
+    prp1=WORD, prp2=WORD, cdw10=st.one_of(st.integers(0, 0x20), st.integers(0, 0xFFFFFFFF)),
+    cdw11=st.one_of(st.integers(0, 3), st.integers(0, 0xFFFFFFFF)), cdw12=st.integers(0, 0xFFFFFFFF),
+    **dict.fromkeys(("cdw2", "mptr", "cdw13", "cdw14", "cdw15"), st.just(0)))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 1), COMMANDS), max_size=30), st.binary(max_size=256))
+def test_hostile_commands_end_in_a_completion_or_a_dead_controller(commands: list[tuple[int, Command]], noise: bytes) -> None:
+    nvme = Driver(entries=64).enable()
+    nvme.add_queue(size=64)
+    nvme.pc.memory.write(LISTS, noise)
+    for number, command in commands:
+        nvme.queues[number].put(command)
+    for queue in nvme.queues.values():
+        queue.ring()
+    before = nvme.pc.clock.now
+    while nvme.pc.clock.skip():
+        assert nvme.pc.clock.now - before <= len(commands) * 10_000, "one command costs one turn"
+    assert nvme.read(0x1C) in (1, 2)
