@@ -1,0 +1,83 @@
+"""The core's options as controls, by BitVisor's names.  What is chosen is what the next boot will use, not what runs now."""
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as ipw
+
+from hvcore.vmm.config import MAP_ENDS, PROFILES, Config
+
+__all__ = ["Options"]
+
+SWITCHES = {
+    "VTD_TRANS": "The core drives the remapping units itself: devices reach only what its domain 0 maps",
+    "IOMMU_SUPERPAGES": "2 MiB pages above 4 GiB, where the units have them",
+    "HIDE_VTD_REGS": "The units' registers are withheld from the guest's CPU",
+}
+
+
+class Options(ipw.VBox):
+    """Switches and choices; `config` is what they say, `on_change` is called after each change."""
+
+    def __init__(self, config: Config, on_change: Callable[[], None]):
+        self._on_change = on_change
+        self.config = config
+        self._quiet = False
+        self.switches = {name: ipw.ToggleButton(tooltip=tip, layout=ipw.Layout(width="auto")) for name, tip in SWITCHES.items()}
+        self.profile = _choice("PROFILE", list(PROFILES), "bitvisor: as measured, bugs included; mended: as it should be")
+        self.map_end = _choice("IOMMU_MAP_END", list(MAP_ENDS), "; ".join(f"{name}: {words}" for name, words in MAP_ENDS.items()))
+        self._fill(config)
+        self.profile.observe(self._new_profile, "value")
+        for control in (self.map_end, *self.switches.values()):
+            control.observe(self._changed, "value")
+        row = ipw.Layout(flex_flow="row wrap")
+        super().__init__([ipw.HBox([self.profile, self.map_end], layout=row), ipw.HBox(list(self.switches.values()), layout=row)])
+
+    def pending(self, running: Config) -> dict[str, Any]:
+        """The options that differ from those of the running core."""
+        return {name: value for name, value in self.config.to_dict().items() if value != running.to_dict()[name]}
+
+    def pending_words(self, running: Config) -> str:
+        """The same as HTML; empty where nothing is pending."""
+        words = ", ".join(f"{name}={_letter(value)}" for name, value in self.pending(running).items())
+        return f"<strong>Pending:</strong> {html.escape(words)} &ndash; reboot to apply" if words else ""
+
+    def _fill(self, config: Config) -> None:
+        """Sets every control without telling anybody."""
+        self._quiet = True
+        self.profile.value, self.map_end.value = config.PROFILE, config.IOMMU_MAP_END
+        for name, control in self.switches.items():
+            control.value = getattr(config, name)
+        self._quiet = False
+        self._describe()
+
+    def _new_profile(self, _change: Any) -> None:
+        """Another profile brings its own values; VTD_TRANS, which no profile sets, stays."""
+        if not self._quiet:
+            self.config = self.config.change(PROFILE=self.profile.value)
+            self._fill(self.config)
+            self._on_change()
+
+    def _changed(self, _change: Any) -> None:
+        if not self._quiet:
+            switches = {name: control.value for name, control in self.switches.items()}
+            self.config = self.config.change(IOMMU_MAP_END=self.map_end.value, **switches)
+            self._describe()
+            self._on_change()
+
+    def _describe(self) -> None:
+        """The switches say their state in words, not by their colour alone."""
+        for name, control in self.switches.items():
+            control.description = f"{name}={_letter(control.value)}"
+
+
+def _letter(value: Any) -> str:
+    if isinstance(value, bool):
+        return "y" if value else "n"
+    return ",".join(value) or "none" if isinstance(value, list) else str(value)
+
+
+def _choice(name: str, options: list[str], tip: str) -> ipw.Dropdown:
+    wide = {"description_width": "initial"}
+    return ipw.Dropdown(options=options, description=name, tooltip=tip, style=wide, layout=ipw.Layout(width="auto"))
