@@ -126,8 +126,6 @@ def test_e820_draws_every_entry_of_both_maps(scale):
 
 
 def test_e820_table_says_which_map_has_which_entry():
-    from io import StringIO
-
     table = ET.fromstring(e820_figure(FIRMWARE, GUEST, VMM).table)
     cells = [[cell.text or "" for cell in row] for row in table.find("tbody")]
     rows = {(start, end): (firmware, guest) for start, end, _, _, firmware, guest in cells}
@@ -176,7 +174,8 @@ def test_domains_show_functions_unit_tables_and_runs():
     figure = domains_figure([unit()], [domain()])
     shown = words(figure)
     for text in ("2 functions", "00:00.0  00:02.0", "unit 0xfed90000", "translating", "domain 0", "3 levels", "2,053 table pages",
-                 "8.02 MiB", "root 0x79be1000", "1,048,576 × 4K", "rw 0x0-0x77c00000", "- 0x77c00000-0x7fc00000", "rw 0x7fc00000-0x100000000"):
+                 "8.02 MiB", "root 0x79be1000", "1,048,576 × 4K", "rw 0x0-0x77c00000", "- 0x77c00000-0x7fc00000",
+                 "rw 0x7fc00000-0x100000000"):
         assert text in shown
     assert figure.alt == ("2 functions of unit 0xfed90000 in domain 0: 3.88 GiB rw, 128 MiB -; "
                           "1 function of unit 0xfed90000: no context entry: all blocked")
