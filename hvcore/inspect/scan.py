@@ -163,11 +163,9 @@ def _refuse_reserved(fmt: PagingFormat, words: Words, level: int) -> tuple[Words
 
 def _leaf(fmt: PagingFormat, words: Words, level: int) -> NDArray[np.bool_]:
     """Which words map pages rather than name tables."""
-    if level == 1:
-        return np.ones(words.shape, np.bool_)
-    if level not in fmt.superpage_levels:
-        return np.zeros(words.shape, np.bool_)
-    return np.not_equal(words & np.uint64(fmt.superpage), 0)
+    if level > 1 and level in fmt.superpage_levels:
+        return np.asarray(words & np.uint64(fmt.superpage), np.bool_)
+    return np.full(words.shape, level == 1, np.bool_)
 
 
 def _segments(fmt: PagingFormat, words: Words, level: int, tables: I64) -> tuple[Any, ...]:
