@@ -28,7 +28,8 @@ class Bench:
     def __init__(self, cap: int = QEMU_CAP, ecap: int = QEMU_ECAP, haw: int = 39, ideal_caches: bool = False, on: bool = True):
         self.memory = Memory([(0, 64 << 20)])
         self.messages: list[tuple[int, int]] = []
-        self.unit = RemappingUnit(UnitDescription(BASE, cap, ecap), self.memory, haw, lambda a, d: self.messages.append((a, d)), ideal_caches)
+        description = UnitDescription(BASE, cap, ecap)
+        self.unit = RemappingUnit(description, self.memory, haw, lambda a, d: self.messages.append((a, d)), ideal_caches)
         self.iro, self.fro = 16 * (ecap >> 8 & 0x3FF), 16 * (cap >> 24 & 0x3FF)
         self.lay_tables()
         if on:
