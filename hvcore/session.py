@@ -156,13 +156,13 @@ class Machine:
 
     # --- using a running guest
 
-    def type(self, text: str) -> str:
-        """Types into the guest's console and lets it run until it waits again; returns what it printed meanwhile.
+    def send(self, text: str) -> str:
+        """Sends input to the guest's console and lets it run until it waits again; returns what it printed meanwhile.
 
         A guest that resets the machine is booted again with the same options.
         """
         if self.run is None or self._ended is not None:
-            raise HvlabError(f"there is no guest to type to: {self._ended.why if self._ended else 'boot the machine first'}")
+            raise HvlabError(f"there is no guest to send to: {self._ended.why if self._ended else 'boot the machine first'}")
         before = len(self._pc.serial)
         self._pc.type(text.encode("latin-1", "replace"))
         self._go()

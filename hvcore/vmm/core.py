@@ -12,6 +12,7 @@ from ..spec import acpi, vtd
 from ..spec.bits import align_up
 from ..spec.e820 import E820Entry
 from ..spec.linuxboot import Elf
+from ..spec.svm import ControlArea
 from . import dmar, iommu, nested
 from .config import Config
 from .exits import GUARDED_MSRS, Exits
@@ -42,6 +43,7 @@ class Core:
         self.console = Console(platform.bus)
         self.size = config.VMM_SIZE_MIB << 20
         self.base: int | None = None
+        self.boot_params: int | None = None
         self.heap: Heap | None = None
 
     def boot(self, elf: Elf, command_line: str) -> Exits:
@@ -76,6 +78,7 @@ class Core:
         self.progress("guest")
         guest = guest_map(e820, base)
         start = load_guest(self.memory, elf, guest, command_line)
+        self.boot_params = start.boot_params
         self.start_guest(start, heap, base, units)
         self.console.print("Starting a virtual machine.")
         return Exits(self.platform, base)
@@ -165,6 +168,15 @@ class Core:
         self.memory.write(data + Data.GDT, struct.pack("<4Q", *_HOST_GDT))
         self.memory.write(data + Data.GDTR, struct.pack("<HQ", 31, data + Data.GDT))
         self.platform.cpu.start(base + Part.TEXT, host, base + Part.HSAVE)
+
+    def nested_root(self) -> int | None:
+        """Root of the guest's nested tables (host-physical) as its VMCB has it; None before there is a guest."""
+        if self.base is None or self.boot_params is None:
+            return None
+        try:
+            return self.memory.read64(self.memory.read64(self.base + Part.DATA + Data.VMCB) + ControlArea.N_CR3)
+        except Unreadable:
+            return None
 
     def text_intact(self) -> bool:
         """Whether the stub in memory is still the one the core put there."""

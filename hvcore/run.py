@@ -1,0 +1,256 @@
+"""One run of a machine, as its memory, registers and consoles have it.
+
+While it is the machine's current run everything is read anew at each look; when the machine reboots it is read once more and kept.
+"""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import outcome
+from .errors import HvlabError
+from .inspect.domains import Domain, read_domains
+from .inspect.e820 import E820Map
+from .inspect.faults import Fault, read_faults
+from .inspect.permissions import Permissions
+from .inspect.records import Records
+from .inspect.runs import Runs
+from .inspect.scan import scan
+from .inspect.units import Unit, read_units
+from .machine.firmware import read_e820
+from .spec.e820 import ENTRY_SIZE, E820Entry, unpack
+from .spec.linuxboot import BOOT_PARAMS_SIZE, E820_ENTRIES, E820_TABLE
+from .spec.paging import NESTED
+from .spec.pci import format_bdf
+from .vmm.config import Config
+from .vmm.core import Core
+from .vmm.layout import named_ranges
+
+if TYPE_CHECKING:
+    from .session import Machine
+
+__all__ = ["Console", "Guest", "Run", "VmmMemory"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Console:
+    """What was printed: by the core on the debug port, by the guest on its serial line."""
+
+    vmm: str
+    guest: str
+
+    def __str__(self) -> str:
+        return f"--- core\n{self.vmm.rstrip()}\n--- guest\n{self.guest.rstrip()}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        style = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:var(--jp-code-font-family,monospace)"
+        return "".join(f'<h4>{name}</h4><pre style="{style}">{html.escape(text)}</pre>' for name, text in (("Core", self.vmm), ("Guest", self.guest)))
+
+
+@dataclass(frozen=True)
+class VmmMemory:
+    """The core's region (host-physical; None before it chose one) and its page heap."""
+
+    base: int | None
+    size: int
+    heap_pages_used: int
+    heap_pages_total: int
+
+
+class Guest:
+    """The guest's end of its serial line."""
+
+    def __init__(self, machine: "Machine"):
+        self._machine = machine
+
+    def command(self, line: str) -> str:
+        """Types a line to the guest's monitor; returns its answer without echo and prompt.  Raises HvlabError where no guest listens."""
+        text = self._machine.send(line + "\n").replace("\r", "")
+        return text.partition("\n")[2].removesuffix("lab> ").strip("\n")
+
+
+class Run:
+    """What one boot came to.  Every part displays itself and has `.frame`."""
+
+    def __init__(self, machine: "Machine", config: Config, number: int):
+        self._machine, self.config, self.number = machine, config, number
+        self.core: Core | None = None
+        self.timings: dict[str, float] = {}
+        self._kept: dict[str, Any] | None = None
+
+    # --- reading
+
+    def _read(self, name: str, read: Callable[[], T]) -> T:
+        return read() if self._kept is None else self._kept[name]
+
+    @property
+    def live(self) -> bool:
+        """Whether the machine still stands where this run left it."""
+        return self._kept is None
+
+    def freeze(self) -> None:
+        """Reads everything once more and keeps it; the machine is about to change."""
+        if self._kept is None:
+            self._kept = {name: getattr(self, name) for name in _PARTS}
+
+    @property
+    def ending(self) -> outcome.Ending:
+        """Outcome and reason."""
+        return self._read("ending", self._ending)
+
+    def _ending(self) -> outcome.Ending:
+        faults = self.faults
+        return self._machine.ended or outcome.of_console(self.console.guest, _sentence(faults[0]) if faults else None)
+
+    @property
+    def outcome(self) -> str:
+        """`up`, `disk-lost`, `guest-crash`, `vmm-panic` or `vmm-taken-over`."""
+        return self.ending.outcome
+
+    @property
+    def why(self) -> str:
+        """The reason, in a sentence."""
+        return self.ending.why
+
+    @property
+    def e820(self) -> E820Map:
+        """The firmware's memory map beside the one the guest was given."""
+        return self._read("e820", lambda: E820Map(*self._maps()))
+
+    def _maps(self) -> tuple[tuple[E820Entry, ...], tuple[E820Entry, ...]]:
+        memory = self._machine.pc.memory
+        at = self.core.boot_params if self.core else None
+        return read_e820(memory), _told(memory.read(at, BOOT_PARAMS_SIZE)) if at is not None else ()
+
+    @property
+    def units(self) -> Records[Unit]:
+        """The remapping units' registers and the devices they cover."""
+        pc = self._machine.pc
+        covered = {u.base: [f.source for f in pc.topology.covered(i)] for i, u in enumerate(pc.units)}
+        return self._read("units", lambda: read_units(pc.units, lambda base: covered[base]))
+
+    @property
+    def domains(self) -> Records[Domain]:
+        """The domains in the units' tables."""
+        pc = self._machine.pc
+        return self._read("domains", lambda: read_domains(pc.memory, pc.units, self._machine.description.host_address_width))
+
+    @property
+    def permissions(self) -> Permissions:
+        """What each domain may reach."""
+        return self._read("permissions", lambda: Permissions(self.domains))
+
+    @property
+    def cpu(self) -> Runs:
+        """What the guest's CPU reaches: guest-physical runs of the nested tables."""
+        return self._read("cpu", self._cpu)
+
+    def _cpu(self) -> Runs:
+        root = self._nested_root()
+        return Runs.of([]) if root is None else scan(self._machine.pc.memory, NESTED, root, 4).runs
+
+    def _nested_root(self) -> int | None:
+        return self.core.nested_root() if self.core else None
+
+    @property
+    def faults(self) -> Records[Fault]:
+        """The fault records of the units."""
+        return self._read("faults", lambda: read_faults(self._machine.pc.units))
+
+    @property
+    def console(self) -> Console:
+        """Both consoles."""
+        pc = self._machine.pc
+        return self._read("console", lambda: Console(pc.debug.decode("latin-1"), bytes(pc.serial).decode("latin-1").replace("\r", "")))
+
+    @property
+    def vmm(self) -> VmmMemory:
+        """The core's memory."""
+        return self._read("vmm", self._vmm)
+
+    def _vmm(self) -> VmmMemory:
+        size = self.config.VMM_SIZE_MIB << 20
+        heap = self.core.heap if self.core else None
+        return VmmMemory(self.core.base if self.core else None, size, heap.used if heap else 0, heap.total if heap else 0)
+
+    # --- using
+
+    @property
+    def guest(self) -> Guest:
+        """The guest, to type to.  Raises HvlabError where another run has taken its place."""
+        self._must_live("its guest is gone")
+        return Guest(self._machine)
+
+    def lens(self, address: int) -> Any:
+        """Everything known of one host-physical address."""
+        self._must_live("its memory is gone")
+        base = self.core.base if self.core else None
+        parts = named_ranges(base, self.config.VMM_SIZE_MIB << 20) if base is not None else []
+        return look(self._machine.pc.memory, address, self.e820, self.domains, parts, self._nested_root())
+
+    def explain(self, fault: Fault) -> Any:
+        """The way of a DMA that faulted, step by step through the tables as they are now."""
+        self._must_live("its tables are gone")
+        unit = next(u for u in self._machine.pc.units if u.base == fault.unit)
+        return explain_request(self._machine.pc.memory, unit, fault.source, fault.address, fault.access)
+
+    def _must_live(self, what: str) -> None:
+        if self._kept is not None:
+            raise HvlabError(f"run {self.number} is over and {what}: the machine was rebooted; use its current run")
+
+    def diff(self, other: "Run") -> Any:
+        """What is different in `other`, aligned."""
+        return diff_runs(self, other)
+
+    def dump(self, folder: Path) -> list[Path]:
+        """Writes tables.npz and registers.json; returns their paths."""
+        self._must_live("its tables are gone")
+        return save_dump(self._machine.pc.memory, self._machine.pc.units, folder)
+
+    # --- showing
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole run as plain values: addresses as integers, ranges half-open."""
+        return {
+            "machine": {"name": self._machine.name, "ram_bytes": self._machine.description.ram_bytes,
+                        "assumptions": list(self._machine.assumptions)},
+            "config": self.config.to_dict(), "outcome": self.outcome, "why": self.why, "e820": self.e820.to_json(),
+            "vmm": {"base": self.vmm.base, "size": self.vmm.size, "heap_pages_used": self.vmm.heap_pages_used,
+                    "heap_pages_total": self.vmm.heap_pages_total},
+            "units": self.units.to_json(), "domains": self.domains.to_json(), "faults": self.faults.to_json(),
+            "console": {"vmm": self.console.vmm.splitlines(), "guest": self.console.guest.splitlines()}, "timings": self.timings,
+        }
+
+    def __str__(self) -> str:
+        return "\n\n".join([self._headline(), *(str(part) for part in (self.e820, self.units, self.domains, self.faults) if len(part))])
+
+    __repr__ = __str__
+
+    def _headline(self) -> str:
+        base = f"{self.vmm.base:#x}-{self.vmm.base + self.vmm.size:#x}" if self.vmm.base is not None else "none"
+        total = self.timings.get("total")
+        took = f", {total:.2f} s" if total is not None else ""
+        return (f"Run {self.number} of {self._machine.name}: {self.outcome} - {self.why}\n{self.config}\n"
+                f"core at {base}, heap {self.vmm.heap_pages_used} of {self.vmm.heap_pages_total} pages{took}")
+
+    def _repr_html_(self) -> str:
+        head = "<br>".join(html.escape(line) for line in self._headline().splitlines())
+        return f"<p>{head}</p>" + "".join(part._repr_html_() for part in (self.e820, self.units, self.domains, self.faults) if len(part))
+
+
+_PARTS = ("ending", "e820", "units", "domains", "permissions", "cpu", "faults", "console", "vmm")
+
+
+def _told(boot_params: bytes) -> tuple[E820Entry, ...]:
+    """The map that the loader left to the guest."""
+    return unpack(boot_params[E820_TABLE:E820_TABLE + ENTRY_SIZE * boot_params[E820_ENTRIES]])
+
+
+def _sentence(fault: Fault) -> str:
+    return f"{format_bdf(fault.source)}'s DMA {fault.access} at {fault.address:#x} was blocked ({fault.text}, reason {fault.reason})"
