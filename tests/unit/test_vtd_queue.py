@@ -180,7 +180,10 @@ def test_a_unit_without_a_queue_has_no_queue_registers():
     assert bench.read(GSTS, 4) == 0xC000_0000
 
 
-@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, (1 << 60) - 1), st.integers(0, (1 << 64) - 1)), max_size=12), st.integers(0, 255))
+slots = st.tuples(st.integers(0, 7), st.integers(0, (1 << 60) - 1), st.integers(0, (1 << 64) - 1))
+
+
+@given(st.lists(slots, max_size=12), st.integers(0, 255))
 def test_noise_in_the_queue_ends(descriptors, tail):
     queue = Queue()
     for kind, low, high in descriptors:
