@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .machine.cpu import Stop, StopKind
 
-__all__ = ["OUTCOMES", "Ending", "of_console", "of_stop"]
+__all__ = ["OUTCOMES", "Ending", "of_console", "of_foreign_text", "of_stop"]
 
 OUTCOMES = {
     "up": "the guest runs and its disk answers",
@@ -35,6 +35,13 @@ def of_stop(stop: Stop) -> Ending:
     if stop.kind is StopKind.GUEST_HALT:
         return Ending("guest-crash", f"the guest's processor halted at RIP {stop.rip:#x} with no exit to the core")
     return Ending("guest-crash", stop.detail or stop.kind.value)
+
+
+def of_foreign_text(stop: Stop | None) -> Ending:
+    """The core's text page is not what the core put there: its processor still runs what lies there now, or has crashed on it."""
+    if stop is not None and stop.kind is StopKind.CRASH:
+        return Ending("vmm-panic", f"the core's text page was overwritten, and its processor crashed on that: {stop.detail}")
+    return Ending("vmm-taken-over", "the code in the core's text page is not the core's")
 
 
 def of_console(text: str, first_fault: str | None) -> Ending:

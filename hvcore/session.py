@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from . import outcome
-from .errors import BadMachine, HvlabError
+from .errors import BadMachine, HvlabError, Unreadable
 from .machine.cpu import StopKind
 from .machine.description import MachineDescription
 from .machine.pc import Pc
@@ -131,7 +131,7 @@ class Machine:
         if self._ended is None and stop is not None and not self._pc.reset_requested:
             self._ended = outcome.of_stop(stop)
         if self.core and not self.core.text_intact():
-            self._ended = outcome.Ending("vmm-taken-over", "the stub in the core's text page is not the one the core put there")
+            self._ended = outcome.of_foreign_text(stop)
 
     def _on_door(self) -> None:
         """The policy's turn; what it cannot bear ends the run."""
@@ -140,7 +140,7 @@ class Machine:
             self.exits.on_door()
         except GuestDead as death:
             self._end("guest-crash", str(death))
-        except Panic as panic:
+        except (Panic, Unreadable) as panic:
             assert self.core is not None
             self.core.console.print(f"panic: {panic}")
             self._end("vmm-panic", str(panic))
