@@ -1,7 +1,7 @@
 """Domains: from a unit's root table through the context entries to what each domain's tables grant (VT-d, sections 9.1 and 9.3)."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from ..errors import BadTable
 from ..spec import vtd
 from ..spec.paging import PAGE, VTD, PagingFormat, vtd_format
 from ..spec.pci import format_bdf
+from ..spec.vtd import FaultReason
 from . import format as show
 from .reader import MemoryReader, UnitReader, Words
 from .records import Column, Record, Records
@@ -17,12 +18,14 @@ from .runs import U64, Runs
 from .scan import LIMIT, MAX_LEVELS, TableScan, scan
 from .units import Unit, read_unit
 
-__all__ = ["Context", "Domain", "context_tables", "decode", "read_contexts", "read_domains", "unit_format"]
+__all__ = ["PASS_THROUGH", "Context", "Domain", "context_problem", "context_tables", "decode", "read_contexts", "read_domains",
+           "unit_format"]
 
 BUDGET = 4 * LIMIT
 """Work of one decoding, in runs and table pages; domains after that are listed but not scanned."""
 _LEAST_COST = 1 << 14
-_TYPES = {0: "translate", 1: "translate, ATS allowed", 2: "pass-through", 3: "reserved"}
+PASS_THROUGH = "pass-through"
+_TYPES = {0: "translate", 1: "translate, ATS allowed", 2: PASS_THROUGH, 3: "reserved"}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -170,8 +173,14 @@ def read_contexts(reader: MemoryReader, root_table: int, unit: Unit | None = Non
     pages, readable = reader.tables(np.array(list(tables.values()), np.uint64))
     lost = [b for b, ok in zip(buses, readable.tolist(), strict=True) if not ok]
     notes += [f"context tables of buses {_few(lost)} cannot be read: their requests fault with reason 0x9"] * bool(lost)
-    contexts = [Context(source, low, high, _problem(low, high, unit, host_address_width)) for source, low, high in _present(buses, pages)]
+    high_bits = -1 << (host_address_width or 52)
+    contexts = [_judged(Context(*entry), unit, high_bits) for entry in _present(buses, pages)]
     return Records(Context, contexts, note="; ".join(notes))
+
+
+def _judged(context: Context, unit: Unit | None, high_bits: int) -> Context:
+    found = context_problem(context, unit, high_bits)
+    return replace(context, problem=f"{found[1]}: requests fault with reason {found[0]:#x}") if found else context
 
 
 def _present(buses: list[int], pages: Words) -> Iterator[tuple[int, int, int]]:
@@ -182,21 +191,23 @@ def _present(buses: list[int], pages: Words) -> Iterator[tuple[int, int, int]]:
             yield bus << 8 | devfn, int(pairs[devfn, 0]), int(pairs[devfn, 1])
 
 
-def _problem(low: int, high: int, unit: Unit | None, host_address_width: int | None) -> str | None:
-    """Why a unit refuses every request under a present context entry; without a unit only what no unit takes."""
-    bad = low & (0xFF0 | -1 << (host_address_width or 52)), high & ~0xFF_FF7F
+def context_problem(context: Context, unit: Unit | None, high_bits: int) -> tuple[int, str] | None:
+    """The reason and why a unit refuses every request under a present context entry; without a unit only what no unit takes.
+
+    `high_bits` are the address bits beyond the host address width.
+    """
+    bad = context.low & (0xFF0 | high_bits), context.high & ~0xFF_FF7F
     if any(bad):
-        return f"reserved bits set (low {bad[0]:#x}, high {bad[1]:#x}): requests fault with reason 0xb"
-    tt, levels = vtd.CONTEXT_LOW.get(low, "TT"), vtd.aw_levels(vtd.CONTEXT_HIGH.get(high, "AW"))
-    if tt == 3:
-        return "translation type 3 is reserved: requests fault with reason 0x3"
+        return FaultReason.CONTEXT_RESERVED, f"bits that must be zero are set: low {bad[0]:#x}, high {bad[1]:#x}"
+    if context.translation == _TYPES[3]:
+        return FaultReason.CONTEXT_INVALID, "translation type 3 is reserved"
     if unit is None:
-        return None if levels <= MAX_LEVELS else f"{levels} levels are more than any unit has"
-    if levels not in unit.levels:
-        return f"the unit has no tables of {levels} levels: requests fault with reason 0x3"
-    lacks = {1: "DT", 2: "PT"}.get(tt)
+        return None if context.levels <= MAX_LEVELS else (FaultReason.CONTEXT_INVALID, f"no unit has tables of {context.levels} levels")
+    if context.levels not in unit.levels:
+        return FaultReason.CONTEXT_INVALID, f"the unit has no tables of {context.levels} levels"
+    lacks = {_TYPES[1]: "DT", _TYPES[2]: "PT"}.get(context.translation)
     if lacks and not vtd.ECAP.get(unit.ecap, lacks):
-        return f"the unit lacks {_TYPES[tt]} (ECAP.{lacks}): requests fault with reason 0x3"
+        return FaultReason.CONTEXT_INVALID, f"the unit cannot do `{context.translation}` (ECAP.{lacks} is clear)"
     return None
 
 
@@ -258,7 +269,7 @@ def _domain(group: list[Context], unit: Unit | None, scanner: _Scanner) -> Domai
     """One domain from the context entries that share it."""
     c, problem = group[0], group[0].problem
     runs, found = Runs.of([]), None
-    if problem is None and c.translation == "pass-through":
+    if problem is None and c.translation == PASS_THROUGH:
         bits = vtd.input_bits(unit.cap, c.levels - 2) if unit else 12 + 9 * c.levels
         runs = Runs.of([(0, 1 << bits, "rw", 0)])
     elif problem is None:

@@ -1,0 +1,281 @@
+"""One DMA request, step by step, in the order the unit takes: root entry, context entry, each level, verdict (VT-d, section 7.2.3).
+
+What the tables say now; caches may still answer otherwise.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import Unreadable
+from ..spec import vtd
+from ..spec.dma import Direction
+from ..spec.pci import format_bdf
+from ..spec.vtd import FaultReason
+from . import format as show
+from .domains import PASS_THROUGH, Context, context_problem, unit_format
+from .faults import Fault
+from .reader import MemoryReader, UnitReader
+from .records import Column, Record, Records, html_table, text_table
+from .units import Unit, read_register, read_unit
+from .walk import Kind, Step, walk
+
+__all__ = ["ExplainStep", "Explanation", "explain", "explain_fault", "protected_regions"]
+
+_GRANULE = (1 << 21) - 1
+"""Low bits of a protected region's limit, which count as ones (2 MiB granules)."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ExplainStep(Record):
+    """One thing the unit looked at: `address` host-physical of the entry (None: a register or a rule), `raw` words, `text` in words.
+
+    `ok` says whether the request went on from here.
+    """
+
+    what: str
+    address: int | None
+    raw: tuple[int, ...]
+    text: str
+    ok: bool
+
+    title = "Step"
+    legend = "addresses host-physical; raw words low first"
+    columns = (
+        Column("what", lambda s: s.what), Column("address", lambda s: s.address, show.address, True),
+        Column("raw", lambda s: s.raw, lambda v: " ".join(f"{w:#x}" for w in v) if isinstance(v, tuple) else "", True),
+        Column("meaning", lambda s: s.text), Column("goes_on", lambda s: s.ok, lambda v: "yes" if v else "NO"),
+    )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Explanation(Record):
+    """Why a request of `source` at `iova` does or does not go through the unit at register base `unit`.
+
+    `reason` is the VT-d fault reason (None: it goes through; 0: blocked by a protected memory region, which is not reported), `host` the
+    host-physical address it reaches (None: none), `recorded` whether the unit would record the fault; `verdict` says it in a sentence.
+    """
+
+    unit: int
+    source: int
+    iova: int
+    access: str
+    steps: tuple[ExplainStep, ...]
+    reason: int | None
+    host: int | None
+    recorded: bool
+    verdict: str
+
+    title = "Explanation"
+    legend = ExplainStep.legend
+    columns = (
+        Column("unit", lambda e: e.unit, show.address), Column("source", lambda e: format_bdf(e.source)),
+        Column("iova", lambda e: e.iova, show.address), Column("access", lambda e: e.access),
+        Column("reason", lambda e: e.reason, show.address), Column("host", lambda e: e.host, show.address),
+        Column("recorded", lambda e: e.recorded, show.yes_no), Column("verdict", lambda e: e.verdict),
+    )
+
+    @property
+    def table(self) -> Records[ExplainStep]:
+        """The steps as a table."""
+        return Records(ExplainStep, self.steps, title=self.heading)
+
+    @property
+    def heading(self) -> str:
+        """What was asked."""
+        return f"{format_bdf(self.source)} {self.access} at IOVA {self.iova:#x}, unit {self.unit:#x}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, the steps among them."""
+        return {"unit": self.unit, "source": format_bdf(self.source), "iova": self.iova, "access": self.access, "reason": self.reason,
+                "host": self.host, "recorded": self.recorded, "verdict": self.verdict,
+                "steps": [{"what": s.what, "address": s.address, "raw": list(s.raw), "text": s.text, "ok": s.ok} for s in self.steps]}
+
+    def _cells(self) -> tuple[list[str], list[list[str]], list[bool]]:
+        columns = ExplainStep.columns
+        return [c.label for c in columns], [[c.show(c.value(s)) for c in columns] for s in self.steps], [c.right for c in columns]
+
+    def __str__(self) -> str:
+        return text_table(f"{self.heading}  ({self.legend})", *self._cells()) + f"\n=> {self.verdict}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(f"{self.heading}  ({self.legend})\n{self.verdict}", *self._cells())
+
+
+def explain(reader: MemoryReader, unit: UnitReader, source: int, iova: int, access: Direction | str,
+            host_address_width: int | None = None) -> Explanation:
+    """What a unit does with a request of requester id `source` at `iova`, by its registers and tables as they are now."""
+    way = _Way(reader, unit, source, iova, Direction(access), host_address_width)
+    way.follow()
+    return way.explanation()
+
+
+def explain_fault(reader: MemoryReader, units: dict[int, UnitReader], fault: Fault, host_address_width: int | None = None) -> Explanation:
+    """A recorded fault step by step; `units` by register base."""
+    return explain(reader, units[fault.unit], fault.source, fault.address, fault.access, host_address_width)
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """A context entry that the unit takes."""
+
+    root: int
+    levels: int
+    bits: int
+    passes: bool
+
+
+class _Way:
+    """The way of one request: `steps` taken so far, then `host` or `reason`."""
+
+    def __init__(self, reader: MemoryReader, unit: UnitReader, source: int, iova: int, access: Direction, host_address_width: int | None):
+        self.reader, self.registers, self.source, self.iova, self.access = reader, unit, source, iova, access
+        self.unit = read_unit(unit)
+        self.fmt = unit_format(self.unit, host_address_width)
+        self.high_bits = -1 << (host_address_width or 52)
+        self.fpd = False
+        self.steps: list[ExplainStep] = []
+        self.host: int | None = None
+        self.reason: int | None = None
+
+    def follow(self) -> None:
+        """Takes every step up to the one that decides."""
+        gsts = self.unit.gsts
+        if not self.unit.translating:
+            self._pass("translation", f"off: GSTS is {gsts:#x} with TES clear, addresses go through as they are", raw=(gsts,))
+            return self._unless_protected()
+        self._pass("translation", f"on: GSTS is {gsts:#x} with TES set", raw=(gsts,))
+        table = self._root_entry()
+        context = None if table is None else self._context_entry(table)
+        if context is None or not self._address_fits(context):
+            return None
+        return self._unless_protected() if context.passes else self._tables(context)
+
+    def explanation(self) -> Explanation:
+        """The record of the way."""
+        recorded = bool(self.reason) and not (self.fpd and self.reason in vtd.FPD_SILENCES)
+        return Explanation(self.unit.base, self.source, self.iova, self.access.value, tuple(self.steps), self.reason, self.host, recorded,
+                           _verdict(self.reason, self.host, recorded))
+
+    def _pass(self, what: str, text: str, address: int | None = None, raw: tuple[int, ...] = ()) -> None:
+        self.steps.append(ExplainStep(what, address, raw, text, True))
+
+    def _refuse(self, reason: int, what: str, text: str, address: int | None = None, raw: tuple[int, ...] = ()) -> None:
+        self.steps.append(ExplainStep(what, address, raw, text, False))
+        self.reason = reason
+
+    def _pair(self, address: int) -> tuple[int, int] | None:
+        """The two words of a root or context entry; None where no memory is."""
+        try:
+            raw = self.reader.read(address, 16)
+        except Unreadable:
+            return None
+        return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
+
+    def _root_entry(self) -> int | None:
+        """The context table of the requester's bus (host-physical): reasons 8, 1, 0xA."""
+        bus = self.source >> 8
+        what, entry = f"root entry, bus {bus:02x}", (self.unit.root_table or 0) + 16 * bus
+        pair = self._pair(entry)
+        if refusal := self._root_refusal(pair):
+            self._refuse(refusal[0], what, refusal[1], entry, pair or ())
+            return None
+        table = pair[0] & vtd.ADDRESS if pair else 0
+        self._pass(what, f"P; context table at {table:#x}", entry, pair or ())
+        return table
+
+    def _root_refusal(self, pair: tuple[int, int] | None) -> tuple[int, str] | None:
+        if pair is None:
+            return FaultReason.ROOT_TABLE_UNREACHABLE, "no memory is there"
+        if not self.unit.legacy:
+            return FaultReason.ROOT_TABLE_UNREACHABLE, f"RTADDR {self.unit.rtaddr:#x} is not in legacy mode"
+        if not pair[0] & 1:
+            return FaultReason.ROOT_NOT_PRESENT, "P is clear: nothing is set up for this bus"
+        reserved = pair[0] & (0xFFE | self.high_bits)
+        if reserved or pair[1]:
+            return FaultReason.ROOT_RESERVED, f"bits that must be zero are set: low {reserved:#x}, high {pair[1]:#x}"
+        return None
+
+    def _context_entry(self, table: int) -> _Context | None:
+        """What the requester's context entry says: reasons 9, 2, 0xB, 3."""
+        what, entry = f"context entry, {format_bdf(self.source)}", table + 16 * (self.source & 0xFF)
+        pair = self._pair(entry)
+        context = Context(self.source, *(pair or (0, 0)))
+        self.fpd = context.fpd
+        if refusal := self._context_refusal(pair, context):
+            self._refuse(refusal[0], what, refusal[1], entry, pair or ())
+            return None
+        quiet = "FPD: faults are not recorded; " if self.fpd else ""
+        text = f"P; {quiet}domain {context.did}, {context.translation}, {context.levels} levels, table at {context.root:#x}"
+        self._pass(what, text, entry, pair or ())
+        bits = vtd.input_bits(self.unit.cap, context.levels - 2)
+        return _Context(context.root, context.levels, bits, context.translation == PASS_THROUGH)
+
+    def _context_refusal(self, pair: tuple[int, int] | None, context: Context) -> tuple[int, str] | None:
+        if pair is None:
+            return FaultReason.CONTEXT_TABLE_UNREACHABLE, "no memory is there"
+        if not pair[0] & 1:
+            return FaultReason.CONTEXT_NOT_PRESENT, "P is clear: nothing is set up for this device"
+        return context_problem(context, self.unit, self.high_bits)
+
+    def _address_fits(self, context: _Context) -> bool:
+        """Whether the address may be translated at all: reasons 4 and 0xE."""
+        if self.iova >> context.bits:
+            self._refuse(FaultReason.BEYOND_WIDTH, "address width", f"{self.iova:#x} needs {self.iova.bit_length()} bits; "
+                         f"MGAW {self.unit.mgaw} and {context.levels} levels allow {context.bits}")
+        elif vtd.in_interrupt_range(self.iova):
+            self._refuse(FaultReason.INTERRUPT_RANGE, "interrupt range", "0xfee00000-0xfeefffff is never translated, "
+                         "whatever the tables say; only an aligned write of 4 bytes gets through, as an interrupt")
+        else:
+            self._pass("address width", f"{self.iova:#x} fits the {context.bits} bits of MGAW and context")
+        return self.reason is None
+
+    def _tables(self, context: _Context) -> None:
+        """The second-level walk: reasons 3, 7, 5 or 6, 0xC, 0xE."""
+        found = walk(self.reader, self.fmt, context.root, context.levels, self.iova)
+        for step in found.steps:
+            what, raw = f"level {step.level}, entry {step.index}", () if step.raw is None else (step.raw,)
+            if reason := self._step_refusal(step, context.levels):
+                return self._refuse(reason, what, step.text, step.entry, raw)
+            self._pass(what, step.text, step.entry, raw)
+        assert found.host is not None, "a walk that no step refused ends at a leaf"
+        if vtd.in_interrupt_range(found.host):
+            return self._refuse(FaultReason.INTERRUPT_RANGE, "host address", f"{found.host:#x} lies in the interrupt range")
+        self.host = found.host
+
+    def _step_refusal(self, step: Step, top: int) -> int | None:
+        """Why one paging entry ends the way; None where the walk goes on."""
+        if step.kind is Kind.UNREADABLE:
+            return FaultReason.CONTEXT_INVALID if step.level == top else FaultReason.PAGE_TABLE_UNREACHABLE
+        if step.kind is Kind.RESERVED:
+            return FaultReason.PAGE_RESERVED
+        read = self.access is Direction.READ
+        if (step.raw or 0) & (vtd.R if read else vtd.W):
+            return None
+        return FaultReason.READ_DENIED if read else FaultReason.WRITE_DENIED
+
+    def _unless_protected(self) -> None:
+        """An untranslated request reaches its own address, unless a protected memory region holds it."""
+        for name, start, end in protected_regions(self.registers, self.unit):
+            if start <= self.iova < end:
+                return self._refuse(vtd.PROTECTED, "protected memory", f"{name} [{start:#x}, {end:#x}) is on (PMEN.EPM)")
+        self.host = self.iova
+
+
+def protected_regions(registers: UnitReader, unit: Unit) -> list[tuple[str, int, int]]:
+    """The protected memory regions that are on: name, start, end (host-physical, half-open)."""
+    if not vtd.PMEN.get(read_register(registers, "PMEN"), "EPM"):
+        return []
+    have = [name for name, cap in (("PLM", "PLMR"), ("PHM", "PHMR")) if vtd.CAP.get(unit.cap, cap)]
+    bounds = [(name, read_register(registers, f"{name}BASE"), read_register(registers, f"{name}LIMIT")) for name in have]
+    return [(name, base, (limit | _GRANULE) + 1) for name, base, limit in bounds]
+
+
+def _verdict(reason: int | None, host: int | None, recorded: bool) -> str:
+    if reason is None:
+        return f"goes through: reaches host-physical {host:#x}"
+    if reason == vtd.PROTECTED:
+        return f"blocked: {vtd.CONDITION[reason]}"
+    silent = "" if recorded else "; not recorded, for the context entry has FPD set"
+    return f"blocked with reason {reason:#x} ({vtd.LINUX_TEXT[reason]}): {vtd.CONDITION[reason]}{silent}"
