@@ -87,9 +87,11 @@ def rebuild(log: KernelLog, functions: Sequence[PciDescription]) -> tuple[Dmar |
 
 
 def _one_unit(log: KernelLog, length: int) -> tuple[Dmar, tuple[str, ...]]:
-    table = Dmar(log.host_address_width or 39, 0, (Drhd(1, 0, 0, _DEFAULT_BASE),))
+    """For a log that shows that there is a table, not what is in it.  One with memory nodes is of a server, whose units are wider."""
+    width = log.host_address_width or (46 if log.numa else 39)
+    table = Dmar(width, 0, (Drhd(1, 0, 0, _DEFAULT_BASE),))
     return table, (f"The log shows a DMAR table of {length} bytes but not what is in it: one unit at {_DEFAULT_BASE:#x} with "
-                   "INCLUDE_PCI_ALL and no reserved memory was assumed.",)
+                   f"INCLUDE_PCI_ALL, a host address width of {width} bits and no reserved memory were assumed.",)
 
 
 def _width(log: KernelLog) -> int:
@@ -99,18 +101,23 @@ def _width(log: KernelLog) -> int:
 
 
 def _drhds(log: KernelLog, root: Sequence[PciDescription]) -> tuple[list[Drhd], list[str]]:
-    """The units in the log's order, INCLUDE_PCI_ALL last as the specification wants it.  `root` are the functions of bus 0."""
+    """The units in the log's order, INCLUDE_PCI_ALL last as the specification wants it.  `root` are the functions of bus 0.
+
+    Intel's chipsets have a unit of its own for graphics; those with several have one with isochrony for audio, and one for management.
+    """
     units = sorted(log.units.values(), key=lambda u: bool((u.flags or 0) & 1))
     drhds, notes = [], []
     if not (units[-1].flags or 0) & 1:
         notes.append(f"The log has no unit with INCLUDE_PCI_ALL: the last one, {units[-1].base:#x}, was taken for it.")
         units[-1] = replace(units[-1], flags=1)
     left = {"audio": _of_class(root, _AUDIO), "graphics": _graphics(root), "management": _management(root)}
+    alone = len([u for u in units if not (u.flags or 0) & 1]) == 1 and bool(left["graphics"])
     for unit in units:
         flags = (unit.flags or 0) & 0xFF
         owned: list[PciDescription] = []
         if not flags & 1:
-            kind = "audio" if (unit.cap or 0) & _ISOCHRONOUS else next((k for k in ("graphics", "management") if k in left), "")
+            isochronous = (unit.cap or 0) & _ISOCHRONOUS and not alone
+            kind = "audio" if isochronous else next((k for k in ("graphics", "management") if k in left), "")
             owned = left.pop(kind, [])
             notes.append(f"The unit at {unit.base:#x} was taken to cover {_said(owned) or 'no function'}.")
         drhds.append(Drhd(flags, 0, 0, unit.base, (*map(_endpoint, owned), *_fixed_scopes(log, unit))))

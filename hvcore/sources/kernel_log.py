@@ -58,7 +58,7 @@ class KernelLog:
     """The findings.  RMRRs are half-open; `rmrr_devices` has (start, end, requester id) where Linux named the device of one.
 
     `tables` has address and length of each ACPI table by signature; `nvme` are (segment, requester id); `root_buses` are those of
-    segment 0; `amd` says whether AMD-Vi spoke.
+    segment 0; `numa` says whether there are memory nodes, `amd` whether AMD-Vi spoke.
     """
 
     maps: tuple[LoggedMap, ...] = ()
@@ -75,6 +75,7 @@ class KernelLog:
     nvme: list[tuple[int, int]] = field(default_factory=list)
     root_buses: set[int] = field(default_factory=set)
     x2apic_opt_out: bool = False
+    numa: bool = False
     amd: bool = False
 
     @property
@@ -198,6 +199,10 @@ def _opt_out(log: KernelLog, m: re.Match[str]) -> None:
     log.x2apic_opt_out = True
 
 
+def _numa(log: KernelLog, m: re.Match[str]) -> None:
+    log.numa = True
+
+
 def _amd(log: KernelLog, m: re.Match[str]) -> None:
     log.amd = True
 
@@ -227,6 +232,7 @@ _HANDLERS: tuple[tuple[str, re.Pattern[str], _Handler], ...] = tuple((word, re.c
     ("pci function", rf"nvme\d+: pci function {_BDF}", _nvme),
     ("root bus resource", r"pci_bus 0000:([0-9a-f]{2}): root bus resource", _root_bus),
     ("x2apic", r"x2apic is disabled because BIOS sets x2apic opt out", _opt_out),
+    ("SRAT", r"SRAT: (?:Node \d|PXM \d)|ACPI: SRAT ", _numa),
     ("AMD-Vi", r"AMD-Vi: (?!AMD IOMMUv2)", _amd),
 ))
 """A word that the line must have, what it looks like, what to do with it."""
