@@ -2,7 +2,7 @@
 #include "lab.h"
 
 enum { COM1 = 0x3f8, DATA = COM1, IER = COM1 + 1, FCR = COM1 + 2, LCR = COM1 + 3, MCR = COM1 + 4, LSR = COM1 + 5 };
-enum { LSR_DATA_READY = 0x01, LSR_THRE = 0x20 };
+enum { LSR_DATA_READY = 0x01, LSR_THRE = 0x20, FIFO_SIZE = 16 };
 
 void console_init(void)
 {
@@ -15,10 +15,14 @@ void console_init(void)
 	outb(IER, 0x01); /* interrupt on received data */
 }
 
+/* THRE says that the FIFO is empty, so it is asked once for 16 characters (which take a real line 1.4 ms). */
 static void put_raw(char c)
 {
-	for (unsigned tries = 100000; tries && !(inb(LSR) & LSR_THRE); tries--)
-		; /* 87 us at most on a real line; a UART that never empties loses the character */
+	static unsigned room;
+
+	for (unsigned tries = 100000; !room && tries && !(inb(LSR) & LSR_THRE); tries--)
+		;
+	room = room ? room - 1 : FIFO_SIZE - 1;
 	outb(DATA, c);
 }
 

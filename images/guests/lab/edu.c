@@ -4,7 +4,7 @@
 enum { VENDOR = 0x1234, DEVICE = 0x11e8 };
 enum { SOURCE = 0x80, DESTINATION = 0x88, COUNT = 0x90, COMMAND = 0x98, BUFFER = 0x40000 };
 enum { START = 1, FROM_EDU = 2 };
-enum { CHUNK = 2048, TIMEOUT_S = 1 }; /* QEMU's edu refuses transfers that touch the last byte of its 4096 */
+enum { FILLER = 0x5a, CHUNK = 2048, TIMEOUT_S = 1 }; /* QEMU's edu refuses transfers that touch the last byte of its 4096 */
 
 static u8 bounce[PAGE] __attribute__((aligned(4096))); /* in the image, so below 4 GiB */
 static u64 registers;
@@ -43,21 +43,31 @@ static bool transfer(u64 source, u64 destination, unsigned length, unsigned dire
 static bool to_edu(u64 address, unsigned length) { return transfer(address, BUFFER, length, 0); }
 static bool from_edu(u64 address, unsigned length) { return transfer(BUFFER, address, length, FROM_EDU); }
 
-/* One chunk to bounce[0..length): the buffer holds `filler` first, which stays where no data arrives. */
+/*
+ * One chunk to bounce[0..length).  edu's buffer holds `filler` before, which stays where the read of `address` brings nothing; the bounce
+ * page holds its complement, which stays where edu does not reach the page.
+ */
 static bool read_chunk(u64 address, unsigned length, u8 filler)
 {
 	memset(bounce, filler, length);
-	return to_edu((u64)bounce, length) && to_edu(address, length) && from_edu((u64)bounce, length);
+	if (!to_edu((u64)bounce, length))
+		return false;
+	memset(bounce, ~filler, length);
+	return to_edu(address, length) && from_edu((u64)bounce, length);
 }
 
-/* Reads twice over different fillers: bytes that follow the filler did not come from memory. */
+/* Reads twice, with filler and complement exchanged: bytes that come out the same are memory's. */
 static bool read_known(u64 address, unsigned length, u8 *data, unsigned *arrived)
 {
-	if (!read_chunk(address, length, 0x5a))
+	if (!read_chunk(address, length, FILLER))
 		return false;
 	memcpy(data, bounce, length);
-	if (!read_chunk(address, length, 0xa5))
+	if (!read_chunk(address, length, (u8)~FILLER))
 		return false;
+	if (data[0] == (u8)~FILLER && bounce[0] == FILLER) {
+		print("dma: edu does not reach the bounce page at 0x%lx\n", (u64)bounce);
+		return false;
+	}
 	*arrived = 0;
 	while (*arrived < length && data[*arrived] == bounce[*arrived])
 		++*arrived;

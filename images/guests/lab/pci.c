@@ -10,16 +10,16 @@ struct pci_function pci_functions[FUNCTIONS];
 unsigned pci_count;
 static bool seen[BUS_COUNT];
 
-static u32 config_read(const struct pci_function *f, unsigned offset)
+/* From now on the data port is this register. */
+static void select(const struct pci_function *f, unsigned offset)
 {
 	outl(CONFIG_ADDRESS, 1u << 31 | f->bus << 16 | f->device << 11 | f->function << 8 | offset);
-	return inl(CONFIG_DATA);
 }
 
-static void config_write(const struct pci_function *f, unsigned offset, u32 value)
+static u32 config_read(const struct pci_function *f, unsigned offset)
 {
-	outl(CONFIG_ADDRESS, 1u << 31 | f->bus << 16 | f->device << 11 | f->function << 8 | offset);
-	outl(CONFIG_DATA, value);
+	select(f, offset);
+	return inl(CONFIG_DATA);
 }
 
 static u16 command_read(const struct pci_function *f)
@@ -29,7 +29,7 @@ static u16 command_read(const struct pci_function *f)
 
 static void command_write(const struct pci_function *f, u16 value)
 {
-	config_read(f, COMMAND);
+	select(f, COMMAND);
 	outw(CONFIG_DATA, value); /* 16 bits only: the status register beside it clears by writing 1 */
 }
 
@@ -38,38 +38,38 @@ void pci_command(const struct pci_function *f, u16 clear, u16 set)
 	command_write(f, (command_read(f) & ~clear) | set);
 }
 
-/* What the register keeps of all ones: its writable address bits. */
-static u32 probe_size(const struct pci_function *f, unsigned offset, u32 old)
+/* The register's value, and what it keeps of all ones: its writable address bits. */
+static u32 probe(const struct pci_function *f, unsigned offset, u32 *kept)
 {
-	u32 kept;
+	u32 old = config_read(f, offset);
 
-	config_write(f, offset, ~0u);
-	kept = config_read(f, offset);
-	config_write(f, offset, old);
-	return kept;
+	outl(CONFIG_DATA, ~0u);
+	*kept = inl(CONFIG_DATA);
+	outl(CONFIG_DATA, old);
+	return old;
+}
+
+/* The lowest of the address bits that can be written is the size. */
+static u64 size_of(u64 kept)
+{
+	return kept & -kept;
 }
 
 /* Reads the base address register `index`; returns how many registers it takes. */
 static unsigned read_bar(const struct pci_function *f, unsigned index, struct bar *bar)
 {
 	unsigned offset = BAR0 + 4 * index;
-	u32 low = config_read(f, offset), flags = low & BAR_IO ? 3 : 15;
-	u64 kept = probe_size(f, offset, low) & ~flags;
-	u64 ones = low & BAR_IO ? 0xffff : ~0u;
+	u32 kept, high, kept_high = 0, low = probe(f, offset, &kept), flags = low & BAR_IO ? 3 : 15;
 
 	bar->io = low & BAR_IO;
 	bar->wide = !bar->io && (low & BAR_TYPE) == BAR_64 && index < 5;
 	bar->prefetchable = !bar->io && (low & BAR_PREFETCHABLE);
 	bar->address = low & ~flags;
 	if (bar->wide) {
-		u32 high = config_read(f, offset + 4);
-
-		kept |= (u64)probe_size(f, offset + 4, high) << 32;
+		high = probe(f, offset + 4, &kept_high);
 		bar->address |= (u64)high << 32;
-		ones = ~0ull;
 	}
-	kept &= ones;
-	bar->size = kept ? (kept ^ (kept - 1)) / 2 + 1 : 0;
+	bar->size = size_of((u64)kept_high << 32 | (kept & ~flags));
 	return bar->wide ? 2 : 1;
 }
 
