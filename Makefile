@@ -54,7 +54,7 @@ lab: $(STAMP)
 	$(BIN)/jupyter lab $(if $(ROOT),--allow-root) $(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser) notebooks/00-workbench.ipynb
 
 test: $(STAMP) tools lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -62,6 +62,7 @@ lint: $(STAMP)
 
 images:
 	$(MAKE) -C images/guests
+	$(MAKE) -C hvcore/vmm/stub
 
 bench: $(STAMP)
 	$(BIN)/python -m bench

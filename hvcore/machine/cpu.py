@@ -64,6 +64,7 @@ class Cpu:
         self.exit: Exit = choose(self.uc, memory, public_only)
         self.rip = self.hsave = 0
         self._stop: Stop | None = None
+        self._running = False
         self._hook()
         memory.listeners.append(self._written)
 
@@ -130,7 +131,7 @@ class Cpu:
         """Memory changed behind the processor's back: what was translated there is stale."""
         for block, first, last in self._blocks:
             if start < last and first < end:
-                self.exit.drop_code(block + max(start, first) - first, block + min(end, last) - first)
+                self.exit.drop_code(block + max(start, first) - first, block + min(end, last) - first, self._running)
 
     # --- use
 
@@ -165,10 +166,13 @@ class Cpu:
     def _emulate(self) -> None:
         interrupted = True
         while interrupted:
+            self._running = True
             try:
                 self.uc.emu_start(self.rip, 0)
             except UcError as e:
                 self._crash(str(e))
+            finally:
+                self._running = False
             self.rip = self.uc.reg_read(x86.UC_X86_REG_RIP)
             interrupted = self.exit.settle() and self._stop is None
 

@@ -25,8 +25,8 @@ class Exit(Protocol):
         """World switch from the guest to the host whose state lies at host-physical `hsave`."""
         ...
 
-    def drop_code(self, start: int, end: int) -> None:
-        """Forgets translated code of [start, end) in the emulator's RAM blocks."""
+    def drop_code(self, start: int, end: int, running: bool) -> None:
+        """Forgets translated code of [start, end) in the emulator's RAM blocks; `running`: inside a hook."""
         ...
 
     def settle(self) -> bool:
@@ -49,7 +49,7 @@ class ExportedExit:
         """All of it happens in the emulator."""
         self.private.finish_exit()
 
-    def drop_code(self, start: int, end: int) -> None:
+    def drop_code(self, start: int, end: int, running: bool) -> None:
         """At once."""
         self.private.drop_code(start, end)
 
@@ -120,10 +120,13 @@ class PublicExit:
         at = ctypes.cast(self.scratch.context, ctypes.c_void_p).value
         return ctypes.c_int32.from_address((at or 0) + self.error_code).value & 0xFFFFFFFF
 
-    def drop_code(self, start: int, end: int) -> None:
-        """Not allowed inside a hook: the emulator stops first and `settle` does it."""
-        self.stale = True
-        self.uc.emu_stop()
+    def drop_code(self, start: int, end: int, running: bool) -> None:
+        """All code.  Not allowed inside a hook: there the emulator stops first and `settle` does it."""
+        if running:
+            self.stale = True
+            self.uc.emu_stop()
+        else:
+            self.uc.ctl_flush_tb()
 
     def settle(self) -> bool:
         """Drops all translated code if any was stale."""
