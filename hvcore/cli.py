@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+_ABOUT = "Boots a thin hypervisor in an emulated PC and shows what its remapping units let devices do."
+
+
 class _Parser(argparse.ArgumentParser):
     """One line for a wrong command line, too."""
 
@@ -38,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="hvlab", description="Boots a thin hypervisor in an emulated PC and shows what its remapping units let devices do.")
+    parser = _Parser(prog="hvlab", description=_ABOUT)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
@@ -64,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_machine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("machine", metavar="MACHINE", help="a .toml file, a folder of logs, a kernel log, or the name of a shipped machine")
+    command.add_argument("machine", metavar="MACHINE", help="a .toml file, a folder of logs, a kernel log, or a shipped machine's name")
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
                          help="an option of the core: PROFILE, VTD_TRANS, IOMMU_MAP_END, ...")
 

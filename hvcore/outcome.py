@@ -54,8 +54,8 @@ def of_console(text: str, first_fault: str | None) -> Ending:
     lost = _LOST.search(text)
     if lost:
         timeout = _TIMEOUT.search(text)
-        said = (timeout or lost)[1].strip()
-        return Ending("disk-lost", f"{first_fault}; the guest says: nvme nvme0: {said}" if first_fault else f"the guest says: nvme nvme0: {said}")
+        said = f"the guest says: nvme nvme0: {(timeout or lost)[1].strip()}"
+        return Ending("disk-lost", f"{first_fault}; {said}" if first_fault else said)
     if "nvme nvme0:" not in text:
         return Ending("up", "the guest's monitor is ready; it found no NVMe controller")
     return Ending("up", "the guest's monitor is ready and its disk was read and checked")

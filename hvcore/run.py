@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import outcome
 from .errors import HvlabError
+from .inspect.diff import Change, diff_runs
 from .inspect.domains import Domain, read_domains
+from .inspect.dump import save_dump
 from .inspect.e820 import E820Map
+from .inspect.explain import Explanation, explain_fault
 from .inspect.faults import Fault, read_faults
+from .inspect.lens import Lens, look
 from .inspect.permissions import Permissions
 from .inspect.records import Records
 from .inspect.runs import Runs
@@ -50,7 +54,8 @@ class Console:
 
     def _repr_html_(self) -> str:
         style = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:var(--jp-code-font-family,monospace)"
-        return "".join(f'<h4>{name}</h4><pre style="{style}">{html.escape(text)}</pre>' for name, text in (("Core", self.vmm), ("Guest", self.guest)))
+        parts = (("Core", self.vmm), ("Guest", self.guest))
+        return "".join(f'<h4>{name}</h4><pre style="{style}">{html.escape(text)}</pre>' for name, text in parts)
 
 
 @dataclass(frozen=True)
@@ -187,31 +192,31 @@ class Run:
         self._must_live("its guest is gone")
         return Guest(self._machine)
 
-    def lens(self, address: int) -> Any:
+    def lens(self, address: int) -> Lens:
         """Everything known of one host-physical address."""
         self._must_live("its memory is gone")
         base = self.core.base if self.core else None
         parts = named_ranges(base, self.config.VMM_SIZE_MIB << 20) if base is not None else []
-        return look(self._machine.pc.memory, address, self.e820, self.domains, parts, self._nested_root())
+        return look(self._machine.pc.memory, address, self.e820, self.domains, parts, self._nested_root(), self.units)
 
-    def explain(self, fault: Fault) -> Any:
+    def explain(self, fault: Fault) -> Explanation:
         """The way of a DMA that faulted, step by step through the tables as they are now."""
         self._must_live("its tables are gone")
-        unit = next(u for u in self._machine.pc.units if u.base == fault.unit)
-        return explain_request(self._machine.pc.memory, unit, fault.source, fault.address, fault.access)
+        pc = self._machine.pc
+        return explain_fault(pc.memory, {u.base: u for u in pc.units}, fault, self._machine.description.host_address_width)
 
     def _must_live(self, what: str) -> None:
         if self._kept is not None:
             raise HvlabError(f"run {self.number} is over and {what}: the machine was rebooted; use its current run")
 
-    def diff(self, other: "Run") -> Any:
+    def diff(self, other: "Run") -> Records[Change]:
         """What is different in `other`, aligned."""
         return diff_runs(self, other)
 
     def dump(self, folder: Path) -> list[Path]:
         """Writes tables.npz and registers.json; returns their paths."""
         self._must_live("its tables are gone")
-        return save_dump(self._machine.pc.memory, self._machine.pc.units, folder)
+        return save_dump(self._machine.pc.memory, self._machine.pc.units, folder, self._machine.description.host_address_width)
 
     # --- showing
 

@@ -21,7 +21,7 @@ class UnitDescription:
 
 @dataclass(frozen=True, slots=True)
 class BarDescription:
-    """One base address register.  `kind` is `mem32`, `mem64` or `io`; `size` in bytes, a power of two; `address` None: firmware places it."""
+    """One base address register: `kind` is `mem32`, `mem64` or `io`, `size` a power of two in bytes.  `address` None: placed by firmware."""
 
     index: int
     kind: str
@@ -32,9 +32,10 @@ class BarDescription:
 
 @dataclass(frozen=True, slots=True)
 class PciDescription:
-    """One PCI function.  `source` is its requester id; `model` says what answers it: `nvme`, `edu`, `bridge` or `stub` (configuration space only).
+    """One PCI function.  `source` is its requester id.
 
-    `class_code` has 24 bits (class, subclass, interface).  For a bridge, `secondary` and `subordinate` are bus numbers.
+    `model` says what answers it: `nvme`, `edu`, `bridge` or `stub` (configuration space only).  `class_code` has 24 bits (class, subclass,
+    interface).  For a bridge, `secondary` and `subordinate` are bus numbers.
     """
 
     source: int
@@ -80,8 +81,8 @@ class MachineDescription:
     """Everything needed to build the PC.
 
     `e820` is the firmware's map in the order it was given; `ram_runs` are the half-open host-physical ranges that are DRAM and `ram_bytes`
-    their size; `dmar` is the firmware's table byte for byte (None: the machine has none) and `units` the registers behind its DRHDs, in
-    the table's order; `acpi_address` is where firmware keeps its tables.  `assumptions` says in a sentence each what was not known and chosen.
+    their size; `dmar` is the firmware's table byte for byte (None: the machine has none) and `units` the registers behind its DRHDs, in the
+    table's order; `acpi_address` is where firmware keeps its tables.  `assumptions` says in a sentence each what was not known and chosen.
     """
 
     name: str

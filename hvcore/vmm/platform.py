@@ -30,7 +30,11 @@ class Platform(Protocol):
     memory: Memory
     bus: Bus
     cpu: Cpu
-    interrupts: Interrupts
+
+    @property
+    def interrupts(self) -> Interrupts:
+        """The interrupt controller."""
+        ...
 
 
 class Console:

@@ -79,8 +79,10 @@ _EXCEPTIONS = 0xFFFF_FFFF & ~(1 << 1 | 1 << 2 | 1 << 3)
 def fresh_vmcb(msrpm: int, n_cr3: int, rip: int, cr3: int, gdt: int, stack: int) -> bytes:
     """A VMCB for a guest that begins in long mode at `rip` with the tables at `cr3` and flat segments 0x10 (code) and 0x18 (data)."""
     page = bytearray(4096)
-    for offset, value in ((ControlArea.EXCEPTIONS, _EXCEPTIONS), (ControlArea.INTERCEPTS_1, sum(INTERCEPTS_1[c] for c in _INTERCEPTED_1)),
-                          (ControlArea.INTERCEPTS_2, sum(INTERCEPTS_2[c] for c in _INTERCEPTED_2)), (ControlArea.ASID, 1)):
+    controls: tuple[tuple[int, int], ...] = (
+        (ControlArea.EXCEPTIONS, _EXCEPTIONS), (ControlArea.INTERCEPTS_1, sum(INTERCEPTS_1[c] for c in _INTERCEPTED_1)),
+        (ControlArea.INTERCEPTS_2, sum(INTERCEPTS_2[c] for c in _INTERCEPTED_2)), (ControlArea.ASID, 1))
+    for offset, value in controls:
         struct.pack_into("<I", page, offset, value)
     words: tuple[tuple[int, int], ...] = (
         (ControlArea.MSRPM, msrpm), (ControlArea.NESTED_CONTROL, 1), (ControlArea.N_CR3, n_cr3), (SaveArea.EFER, _EFER),

@@ -94,8 +94,8 @@ class PlainTables:
 
 
 @settings(max_examples=25, deadline=None)
-@given(levels=st.sampled_from([3, 4]), pages=st.integers(1, 600), end=st.integers(1, 1200 * 512), hole=st.integers(0, 200), size=st.integers(1, 64),
-       superpages=st.booleans(), noise=st.booleans())
+@given(levels=st.sampled_from([3, 4]), pages=st.integers(1, 600), end=st.integers(1, 1200 * 512), hole=st.integers(0, 200),
+       size=st.integers(1, 64), superpages=st.booleans(), noise=st.booleans())
 def test_tables_are_those_of_a_walk_for_every_page(levels, pages, end, hole, size, superpages, noise):
     end, hole = end * PAGE, (hole * 4 * MIB, (hole + size) * 4 * MIB)
     memory = Memory([(0, 16 * MIB)])
@@ -165,7 +165,7 @@ def test_mended_width_is_one_that_all_units_have():
 
 def test_options_from_words():
     config = Config(**parse_settings(["VTD_TRANS=n", "IOMMU_MAP_END=ram", "VMM_SIZE_MIB=512", "QUIRKS=none"]))
-    assert (config.VTD_TRANS, config.IOMMU_MAP_END, config.VMM_SIZE_MIB, config.QUIRKS) == (False, "ram", 512, frozenset())
+    assert (False, "ram", 512, frozenset()) == (config.VTD_TRANS, config.IOMMU_MAP_END, config.VMM_SIZE_MIB, config.QUIRKS)
 
 
 @pytest.mark.parametrize("words", [["VTD_TRANS"], ["VTD_TRANS=maybe"], ["VTD_TRAN=y"], ["IOMMU_MAP_END=8gib"], ["VMM_SIZE_MIB=127"],
@@ -179,7 +179,7 @@ def test_a_wrong_option_is_one_sentence(words):
 def test_a_profile_brings_its_own_values_and_options_come_first():
     mended = Config(PROFILE="mended", IOMMU_MAP_END="4gib")
     assert (mended.IOMMU_MAP_END, mended.HIDE_VTD_REGS) == ("4gib", True)
-    assert Config().change(PROFILE="mended").IOMMU_MAP_END == PROFILES["mended"]["IOMMU_MAP_END"]
+    assert PROFILES["mended"]["IOMMU_MAP_END"] == Config().change(PROFILE="mended").IOMMU_MAP_END
     assert Config(HIDE_VTD_REGS=True).change(VTD_TRANS=False).HIDE_VTD_REGS
 
 

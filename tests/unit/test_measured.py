@@ -1,5 +1,7 @@
 """Every row that was measured on the real BitVisor (built with VTD_TRANS, run on QEMU's VT-d) comes out of our core, too."""
 
+import itertools
+
 import pytest
 
 from hvcore import Config, Machine
@@ -67,7 +69,7 @@ def test_every_page_lies_as_in_the_measured_tables(six):
     top = memory.u64(domain.root, 512)
     second = [int(e) & ~0xFFF for e in top[:4]]
     assert second[0] == domain.root + 0x1000
-    assert [b - a for a, b in zip(second, second[1:], strict=False)] == [513 * 4096] * 3
+    assert [b - a for a, b in itertools.pairwise(second)] == [513 * 4096] * 3
     assert int(memory.u64(second[0], 1)[0]) & ~0xFFF == second[0] + 0x1000
     assert run.units[0].rtaddr == domain.root + 2053 * 4096
     hole = memory.u64(second[1], 512)[(VMM[0] >> 21) & 511]
