@@ -44,6 +44,7 @@ def test_registers_at_power_on() -> None:
     assert d.read(0x00) | d.read(0x04) << 32 == cap and d.read(0x08) == 0x00010400
     assert [d.read(o) for o in (0x0C, 0x10, 0x14, 0x1C, 0x24, 0x28, 0x2C, 0x30, 0x34, 0x38, 0x1000)] == [0] * 11
     assert d.read(0x0A, 2) == 1 and d.read(0x09, 1) == 4
+    assert d.read(0x3000, 8) == 0 and [d.read(o) for o in (0x2000, 0x2004, 0x2008, 0x200C)] == [0, 0, 0, 1]
 
 
 def test_read_only_registers_and_reserved_bits_hold() -> None:
@@ -105,13 +106,14 @@ def test_shutdown_completes_and_stops_commands(nvme: Driver, how: int) -> None:
 
 # Admin commands
 
-def test_identify_controller(nvme: Driver) -> None:
-    page = nvme.identify(1)
-    assert page[0:4] == bytes.fromhex("361bf41a")
-    assert page[4:24] == b"HVLAB-0000:00:02.0  " and page[24:64].rstrip() == b"hvlab NVMe controller"
-    assert (page[77], page[512], page[513]) == (5, 0x66, 0x44)
-    assert int.from_bytes(page[80:84], "little") == 0x10400 and int.from_bytes(page[516:520], "little") == 1
-    assert page[768:1024].rstrip(b"\0") == b"nqn.2014-08.org.nvmexpress:hvlab:0000:00:02.0"
+def test_identify_controller_byte_for_byte(nvme: Driver) -> None:
+    fields = {0: bytes.fromhex("361bf41a"), 4: b"HVLAB-0000:00:02.0".ljust(20), 24: b"hvlab NVMe controller".ljust(40), 64: b"1".ljust(8),
+              72: b"\x06", 77: b"\x05", 80: bytes.fromhex("00040100"), 258: bytes([3, 3, 3]), 512: b"\x66\x44",
+              516: bytes([1, 0, 0, 0, 0x0C]), 525: b"\x01", 768: b"nqn.2014-08.org.nvmexpress:hvlab:0000:00:02.0", 2048: b"\xc4\x09"}
+    expected = bytearray(PAGE)
+    for offset, value in fields.items():
+        expected[offset:offset + len(value)] = value
+    assert nvme.identify(1) == expected
 
 
 def test_identify_namespace(nvme: Driver) -> None:
@@ -150,6 +152,12 @@ def test_features_are_kept_until_reset(nvme: Driver) -> None:
     assert get(0) == 1
 
 
+@pytest.mark.parametrize(("feature", "value"), [(1, 0), (2, 0), (4, 0x157), (5, 0), (6, 1), (8, 0), (9, 0), (10, 0), (11, 0)])
+def test_features_at_power_on(nvme: Driver, feature: int, value: int) -> None:
+    entry = nvme.admin.run(Command(AdminOpcode.GET_FEATURES, cdw10=feature))
+    assert (entry.status, entry.result) == (0, value)
+
+
 @pytest.mark.parametrize(("command", "status"), [
     (Command(AdminOpcode.SET_FEATURES, cdw10=1 << 31 | 6), Status.FEATURE_NOT_SAVEABLE),
     (Command(AdminOpcode.SET_FEATURES, cdw10=9), Status.FEATURE_NOT_CHANGEABLE),
@@ -170,6 +178,12 @@ def test_log_pages_are_zeros_of_their_size(nvme: Driver, page: int, asked: int, 
     nvme.pc.memory.write(DATA, b"\xaa" * 1024)
     assert nvme.status(Command(AdminOpcode.GET_LOG_PAGE, nsid=0xFFFFFFFF, prp1=DATA, cdw10=(asked // 4 - 1) << 16 | page)) == 0
     assert nvme.pc.memory.read(DATA, 1024) == bytes(size) + b"\xaa" * (1024 - size)
+
+
+def test_the_upper_half_of_a_log_length_counts(nvme: Driver) -> None:
+    nvme.pc.memory.write(DATA, b"\xaa" * 1024)
+    assert nvme.status(Command(AdminOpcode.GET_LOG_PAGE, prp1=DATA, cdw10=3 << 16 | 2, cdw11=1)) == 0
+    assert nvme.pc.memory.read(DATA, 513) == bytes(512) + b"\xaa"
 
 
 def test_event_requests_are_held_limited_and_aborted(nvme: Driver) -> None:
@@ -415,6 +429,32 @@ def test_a_queue_without_interrupts_pulls_no_pin(nvme: Driver) -> None:
     queue.ring()
     nvme.pc.clock.skip()
     assert not nvme.pc.lines.levels[line] and queue.poll()
+
+
+def test_switching_to_messages_drops_the_pin(nvme: Driver) -> None:
+    line, at = nvme.pc.config_read(NVME.source, 0x3C, 1), nvme.pc.capability(NVME.source, 0x11)
+    nvme.admin.put(Command(AdminOpcode.GET_FEATURES, cdw10=7))
+    nvme.admin.ring()
+    nvme.pc.clock.skip()
+    assert nvme.pc.lines.levels[line]
+    nvme.pc.config_write(NVME.source, at + 2, 0x8000, 2)
+    assert not nvme.pc.lines.levels[line]
+    nvme.pc.config_write(NVME.source, at + 2, 0, 2)
+    assert nvme.pc.lines.levels[line]
+
+
+def test_the_msix_table_takes_whole_dwords_and_pending_bits_are_read_only(nvme: Driver) -> None:
+    nvme.write(0x2110, 0x1122334455667788, 8)
+    assert nvme.read(0x2110, 8) == 0, "beyond the last vector there is no table"
+    nvme.write(0x2100, 0x1122334455667788, 8)
+    for offset, width in ((0x2100, 1), (0x2101, 2), (0x2102, 4), (0x2104, 2)):
+        nvme.write(offset, 0, width)
+    assert nvme.read(0x2100, 8) == 0x1122334455667788 and nvme.read(0x2103, 1) == 0x55
+    nvme.pc.config_write(NVME.source, nvme.pc.capability(NVME.source, 0x11) + 2, 0x8000, 2)
+    nvme.add_queue(vector=16, interrupts=True)
+    nvme.transfer(READ, 0, 1, DATA)
+    nvme.write(0x3000, 0)
+    assert nvme.read(0x3000) == 0x10001 and nvme.read(0x3002, 1) == 1
 
 
 def vector(nvme: Driver, number: int, masked: int = 0) -> None:

@@ -69,6 +69,52 @@ def test_elcr_keeps_system_lines_edge_triggered(bus: Bus) -> None:
     assert bus.port_read(0x4D0, 2) == 0xDEF8
 
 
+def test_every_line_has_its_vector(bus: Bus) -> None:
+    pic = initialized(bus)
+    for irq in (0, 1, *range(3, 16)):
+        pic.set_line(irq, True)
+        assert pic.acknowledge() == 0x20 + irq
+        pic.set_line(irq, False)
+        bus.port_write(0xA0, 1, 0x20)
+        bus.port_write(0x20, 1, 0x20)
+
+
+def test_each_elcr_byte_is_its_own_chips(bus: Bus) -> None:
+    pic = initialized(bus)
+    bus.port_write(0x4D0, 1, 0x20)
+    assert bus.port_read(0x4D0, 2) == 0x0C20
+    pic.set_line(5, True)
+    pic.set_line(9, True)
+    pic.set_line(5, False)
+    pic.set_line(9, False)
+    assert pic.pending() == 0x29, "line 5 is level-triggered and dropped, line 9 kept its edge"
+    bus.port_write(0x4D1, 1, 0x02)
+    assert pic.pending() is None
+
+
+def test_initializing_again_clears_mask_service_and_edges(bus: Bus) -> None:
+    pic = initialized(bus, masks=(0x40, 0), icw4=3)
+    pic.set_line(3, True)
+    bus.port_write(0x20, 1, 0x0B)
+    bus.port_write(0x20, 1, 0x11)
+    for value in (0x40, 4, 1):
+        bus.port_write(0x21, 1, value)
+    assert bus.port_read(0x21, 1) == 0 and bus.port_read(0x20, 1) == 0 and pic.pending() is None
+    pic.set_line(3, False)
+    pic.set_line(3, True)
+    assert pic.acknowledge() == 0x43
+    bus.port_write(0x20, 1, 0x0B)
+    assert bus.port_read(0x20, 1) == 0x08, "no automatic EOI any more"
+
+
+def test_without_icw4_the_third_word_ends_the_sequence(bus: Bus) -> None:
+    Pic(bus)
+    bus.port_write(0x20, 1, 0x10)
+    for value in (0x30, 4, 0xA5):
+        bus.port_write(0x21, 1, value)
+    assert bus.port_read(0x21, 1) == 0xA5
+
+
 def test_priorities_nest_and_the_slave_comes_through_line_2(bus: Bus) -> None:
     pic = initialized(bus)
     pic.set_line(5, True)

@@ -175,7 +175,10 @@ def test_cmos_clock_follows_virtual_time_in_bcd_and_binary(pc: Bench) -> None:
     assert [cmos(pc, r) for r in (0x32, 9, 8, 7, 6, 4, 2, 0)] == [0x20, 0x26, 0x02, 0x01, 1, 0x12, 0x34, 0x56]
     cmos(pc, 0x0B, 0x06)
     assert [cmos(pc, r) for r in (0x32, 9, 4, 2, 0)] == [20, 26, 12, 34, 56]
-    assert cmos(pc, 0x00, 0x11) == 56 and cmos(pc, 0x0A) & 0x80 == 0
+    time = [cmos(pc, r) for r in (0, 2, 4, 6, 7, 8, 9, 0x32, 0x0C, 0x0D)]
+    assert [cmos(pc, r, 0x55) for r in (0, 2, 4, 6, 7, 8, 9, 0x32, 0x0C, 0x0D)] == time
+    cmos(pc, 0x0B, 0x02)
+    assert cmos(pc, 0x00) == 0x56 and cmos(pc, 0x0D) == 0x80 and cmos(pc, 0x0A) & 0x80 == 0
 
 
 def test_cmos_tells_the_memory_and_keeps_the_shutdown_byte(pc: Bench) -> None:

@@ -79,6 +79,7 @@ def test_fifo_holds_16_and_is_refilled(pc: Bench) -> None:
     pc.write(IIR, 0x01)
     pc.uart.receive(bytes(range(40)))
     pc.read(RBR)
+    assert pc.uart.waiting == 39
     pc.write(IIR, 0x03)
     rest = bytearray()
     while pc.read(LSR) & 1:
