@@ -33,17 +33,20 @@ static bool touches(u64 page, u64 start, u64 end)
 	return page < end && start < page + PAGE;
 }
 
+/* Whether the page is somebody's; then `limit` goes below all that is theirs. */
 static bool taken(u64 page)
 {
-	if (touches(page, (u64)image_start, (u64)image_end))
-		return true;
+	u64 start = touches(page, (u64)image_start, (u64)image_end) ? (u64)image_start : FOREVER;
+
 	for (unsigned i = 0; i < boot.entries; i++) {
 		const struct e820_entry *e = &boot.e820[i];
 
-		if (e->type != E820_USABLE && touches(page, e->base, end_of(e)))
-			return true;
+		if (e->type != E820_USABLE && touches(page, e->base, end_of(e)) && e->base < start)
+			start = e->base;
 	}
-	return false;
+	if (start < limit)
+		limit = start;
+	return start != FOREVER;
 }
 
 /* A page of zeros; NULL where no memory is left above the first MiB. */

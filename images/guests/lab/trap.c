@@ -159,7 +159,9 @@ bool try_copy(void *to, u64 from, size_t size)
 /* VMMCALL with RAX = *rax, which becomes what the hypervisor returns; false where it faults. */
 bool try_vmmcall(u64 *rax)
 {
+	u64 rbx = 0, rcx = 0, rdx = 0;
+
 	fault.happened = false;
-	__asm__ volatile(GUARDED("vmmcall") : "+a"(*rax) : "b"(0ul), "c"(0ul), "d"(0ul) : "memory");
+	__asm__ volatile(GUARDED("vmmcall") : "+a"(*rax), "+b"(rbx), "+c"(rcx), "+d"(rdx) : : "memory");
 	return !fault.happened;
 }
