@@ -87,6 +87,18 @@ def test_read_only_registers_stay():
         assert bench.read(offset, 4) == before
 
 
+@pytest.mark.parametrize(("offset", "ecap", "taken"), [
+    (RTADDR, QEMU_ECAP, 0xFFFF_FFFF_FFFF_F000), (RTADDR, QEMU_ECAP | 1 << 24, 0xFFFF_FFFF_FFFF_F800),
+    (RTADDR, QEMU_ECAP | 1 << 43, 0xFFFF_FFFF_FFFF_FC00), (0x90, QEMU_ECAP, 0xFFFF_FFFF_FFFF_F007), (0x88, QEMU_ECAP, 0x7_FFF0),
+    (0xB8, QEMU_ECAP, 0), (0xB8, QEMU_ECAP | 8, 0xFFFF_FFFF_FFFF_F00F), (0xB8, QEMU_ECAP | 0x18, 0xFFFF_FFFF_FFFF_F80F),
+    (0x28, QEMU_ECAP, 0x6000_0003_FFFF_FFFF), (0xF0, QEMU_ECAP, 0xFFFF_FFFF_FFFF_F07F), (0xF8, QEMU_ECAP, 0x3003_FFFF_0000_0000),
+])
+def test_reserved_bits_of_a_register_stay_0(offset, ecap, taken):
+    bench = Bench(ecap=ecap, on=False)
+    bench.write(offset, 8, (1 << 64) - 1 & ~(1 << 63 if offset in (0x28, 0xF8) else 0))
+    assert bench.read(offset, 8) == taken
+
+
 def test_64_bit_registers_in_halves():
     bench = Bench(on=False)
     bench.write(RTADDR + 4, 4, 0x12)
@@ -286,7 +298,7 @@ def test_protected_regions_block_in_silence_while_translation_is_off():
     assert bench.read(0x64, 4) == 1 << 31 | 1
     for iova in (0x40_0000, 0x7F_FFFF, 1 << 32, 0x1_001F_FFF8):
         fault = bench.ask(iova, length=1)
-        assert isinstance(fault, RemapFault) and (fault.reason, fault.recorded) == (0, False)
+        assert isinstance(fault, RemapFault) and (fault.reason, fault.address, fault.recorded) == (0, iova & ~0xFFF, False)
     for iova in (0x3F_F000, 0x80_0000, 0xFFFF_F000, 0x1_0020_0000):
         assert bench.ask(iova) == iova
     assert bench.read(FSTS, 4) == 0

@@ -38,6 +38,16 @@ def test_what_is_not_mapped_faults(iova, access, reason):
     assert bench.record()[0] == iova & ~0xFFF and bench.record()[1] >> 32 & 0xFF == reason
 
 
+def test_each_bus_has_its_root_entry_and_each_function_its_context():
+    bench, other = Bench(), 0x20_0000
+    bench.memory.write64(ROOT + 16 * 0x83, other | 1)
+    bench.context(0x83FF, TABLE3 | 1, 3 << 8 | 1, other)
+    assert bench.ask(0x5000, source=0x83FF) == 0x9000
+    assert bench.reason(0x5000, source=0x83FE) == 2 and bench.reason(0x5000, source=0x82FF) == 1
+    walk = bench.unit.walk(0x83FF, 0x5000)
+    assert [(s.table, s.index, s.address) for s in walk.steps[:2]] == [(ROOT, 0x83, ROOT + 0x830), (other, 0xFF, other + 0xFF0)]
+
+
 def test_1_root_not_present():
     bench = Bench()
     assert bench.reason(0x5000, source=0x0100) == 1
