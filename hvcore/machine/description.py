@@ -21,7 +21,7 @@ class UnitDescription:
 
 @dataclass(frozen=True, slots=True)
 class BarDescription:
-    """One base address register: `kind` is `mem32`, `mem64` or `io`, `size` a power of two in bytes.  `address` None: placed by firmware."""
+    """One base address register: `kind` is `mem32`, `mem64` or `io`, `size` a power of two.  Where `address` is None firmware places it."""
 
     index: int
     kind: str
