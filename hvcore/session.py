@@ -26,7 +26,7 @@ from .vmm.core import Core
 from .vmm.exits import Exits, GuestDead
 from .vmm.heap import Panic
 
-__all__ = ["Machine", "lab_guest"]
+__all__ = ["Machine", "command_line", "lab_guest"]
 
 COMMAND_LINE = "console=ttyS0,115200"
 WALL_LIMIT = 60.0
@@ -101,7 +101,7 @@ class Machine:
         core = self.core = Core(self._pc, config, phases)
         self.run.core = core
         try:
-            self.exits = core.boot(guest or lab_guest(), COMMAND_LINE)
+            self.exits = core.boot(guest or lab_guest(), command_line(self.description))
         except Panic as panic:
             self._ended = outcome.Ending("vmm-panic", str(panic))
         else:
@@ -213,6 +213,13 @@ def lab_guest() -> Elf:
     if not path.exists():
         raise BadMachine(f"{path} is missing: build it with `make images`")
     return load_elf(path.read_bytes())
+
+
+def command_line(machine: MachineDescription) -> str:
+    """What the loader tells the guest; `pci=lastbus=` where functions lie on buses to which no bridge leads, as on machines of two sockets."""
+    behind = {bus for f in machine.pci if f.subordinate for bus in range(f.secondary, f.subordinate + 1)}
+    roots = {f.source >> 8 for f in machine.pci} - behind - {0}
+    return COMMAND_LINE + (f" pci=lastbus={max(f.source >> 8 for f in machine.pci):d}" if roots else "")
 
 
 def _silent(_phase: str) -> None:

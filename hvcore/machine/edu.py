@@ -59,17 +59,20 @@ class Edu(PciFunction):
         self._timers.append(self.host.clock.after(delay, callback))
 
     def mmio_read(self, offset: int, width: int) -> int:
-        """Registers below 0x80 by 4 bytes, the DMA registers by 4 or 8; else all ones."""
-        if offset in _DMA_REGISTERS and width in (4, 8):
-            return self._dma[offset]
+        """Registers below 0x80 by 4 bytes, the DMA registers by 8 or by halves; else all ones."""
+        if offset & ~4 in _DMA_REGISTERS and width in (4, 8):
+            return self._dma[offset & ~4] >> 8 * (offset & 4)
         if width != 4:
             return -1
         return IDENTIFICATION if offset == ID else self._registers.get(offset, -1)
 
     def mmio_write(self, offset: int, width: int, value: int) -> None:
-        """The DMA registers cannot be changed while a transfer runs."""
+        """The DMA registers cannot be changed while a transfer runs.  A write of their low half clears the high one, as in QEMU; the high
+        half may follow, for the processor's bus is 4 bytes wide."""
         if offset in _DMA_REGISTERS and width in (4, 8):
             self._write_dma(offset, value)
+        elif offset - 4 in _DMA_REGISTERS and width == 4:
+            self._write_dma(offset - 4, self._dma[offset - 4] & 0xFFFFFFFF | value << 32)
         elif width == 4 and (write := _WRITES.get(offset)):
             write(self, value)
 

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.needs("qemu-system-x86_64")
 
 COMMANDS = ["lspci", "peek 0x3000000 32", "poke 0x3000000 0x12345678", "peek 0x3000000 8", "poke 0x3000008 0xab 1", "peek 0x3000008 4",
             "dma r 0x3000000 16", "dma w 0x3000100 32", "peek 0x3000100 32", "peek 0xfffffffffffff000", "peek 0x10000000000000",
+            "dma w 0x123456780 16", "peek 0x123456780 16",
             "nvme read 5", "nvme read 131071", "nvme read 131072", "nonsense", "peek", "poke 1", "cpuid 0x80000008", "in 0x3fd"]
 LOW_RAM = re.compile(r"BIOS-e820: \[mem 0x0*100000-0x[0-9a-f]+\] usable|BIOS-e820: \[mem 0x0*7ff[0-9a-f]+-0x0*7fffffff\] reserved")
 BAR = re.compile(r"(reg 0x[0-9a-f]+: \[\w+ +)0x([0-9a-f]+)-0x([0-9a-f]+)")

@@ -144,3 +144,14 @@ def test_random_registers_never_raise(writes: list[tuple[int, int, int]]) -> Non
         edu.read(offset, width)
         edu.pc.clock.advance(50_000)
     edu.finish()
+
+
+def test_a_64_bit_address_by_halves(edu: Driver) -> None:
+    """As a processor with a bus of 4 bytes carries out one store of 8."""
+    for half, value in ((0, 0x23456780), (4, 0x1)):
+        edu.write(0x88 + half, value)
+    assert edu.read(0x88) == 0x23456780
+    assert edu.read(0x8C) == 1
+    assert edu.read(0x88, 8) == 0x1_2345_6780
+    edu.write(0x88, 0x1000)
+    assert edu.read(0x88, 8) == 0x1000
