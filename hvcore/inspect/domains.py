@@ -24,6 +24,7 @@ __all__ = ["PASS_THROUGH", "Context", "Domain", "context_problem", "context_tabl
 BUDGET = 4 * LIMIT
 """Work of one decoding, in runs and table pages; domains after that are listed but not scanned."""
 _LEAST_COST = 1 << 14
+_NO_RUNS, _NO_TABLES, _NO_LEAVES = Runs.of([]), np.zeros(0, np.uint64), dict.fromkeys(vtd.PAGE_SIZE_NAMES.values(), 0)
 PASS_THROUGH = "pass-through"
 _TYPES = {0: "translate", 1: "translate, ATS allowed", 2: PASS_THROUGH, 3: "reserved"}
 
@@ -101,7 +102,7 @@ class Domain(Record):
     truncated: bool = False
     quiet: tuple[int, ...] = ()
     problem: str | None = None
-    tables: U64 = field(default_factory=lambda: np.zeros(0, np.uint64), compare=False)
+    tables: U64 = field(default_factory=lambda: _NO_TABLES, compare=False)
 
     title = "Domains"
     legend = "unit: register base; root: second-level table, host-physical; mapped: bytes that some access reaches"
@@ -249,7 +250,7 @@ def _domains(reader: MemoryReader, root_table: int, unit: Unit | None, host_addr
 
 
 class _Scanner:
-    """Scans each table once, and none any more when the budget is spent."""
+    """Scans each table once, the last one as far as the budget goes, and none after it."""
 
     def __init__(self, reader: MemoryReader, fmt: PagingFormat):
         self.reader, self.fmt, self.left = reader, fmt, BUDGET
@@ -260,7 +261,7 @@ class _Scanner:
         if (root, levels) not in self.done:
             if self.left <= 0:
                 return None
-            new = self.done[root, levels] = scan(self.reader, self.fmt, root, levels)
+            new = self.done[root, levels] = scan(self.reader, self.fmt, root, levels, min(LIMIT, self.left))
             self.left -= max(_LEAST_COST, len(new.runs) + len(new.unreadable) + new.table_pages)
         return self.done[root, levels]
 
@@ -268,7 +269,7 @@ class _Scanner:
 def _domain(group: list[Context], unit: Unit | None, scanner: _Scanner) -> Domain:
     """One domain from the context entries that share it."""
     c, problem = group[0], group[0].problem
-    runs, found = Runs.of([]), None
+    runs, found = _NO_RUNS, None
     if problem is None and c.translation == PASS_THROUGH:
         bits = vtd.input_bits(unit.cap, c.levels - 2) if unit else 12 + 9 * c.levels
         runs = Runs.of([(0, 1 << bits, "rw", 0)])
@@ -277,7 +278,7 @@ def _domain(group: list[Context], unit: Unit | None, scanner: _Scanner) -> Domai
         problem = None if found else f"not scanned: the other domains took the {BUDGET:,} runs and tables that one decoding reads"
     return Domain(
         unit.base if unit else None, c.did, c.levels, c.root, c.translation, tuple(x.source for x in group),
-        found.table_pages if found else 0, dict(found.leaves) if found else dict.fromkeys(vtd.PAGE_SIZE_NAMES.values(), 0),
-        found.runs if found else runs, found.unreadable if found else Runs.of([]), unit.segment if unit else 0,
+        found.table_pages if found else 0, dict(found.leaves if found else _NO_LEAVES),
+        found.runs if found else runs, found.unreadable if found else _NO_RUNS, unit.segment if unit else 0,
         found.reserved if found else 0, found.truncated if found else False, tuple(x.source for x in group if x.fpd), problem,
-        found.tables if found else np.zeros(0, np.uint64))
+        found.tables if found else _NO_TABLES)

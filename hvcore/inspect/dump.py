@@ -1,7 +1,6 @@
 """Every table page of every unit as arrays, to a file and back; a file is a memory reader like any other."""
 
 import json
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -96,19 +95,25 @@ def load_npz(path: Path | str) -> PageStore:
     """The pages of a file with `address` [n] and `page` [n, 512].  Raises BadTable with what is wrong with it."""
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if isinstance(file, np.ndarray) or not {"address", "page"} <= set(file.files):
-                raise BadTable(f"{path} does not hold the arrays `address` and `page`: is it a tables.npz?")
-            if sum(info.file_size for info in file.zip.infolist()) > _LARGEST:
-                raise BadTable(f"{path} unpacks to more than {_LARGEST >> 30} GiB: no machine has that many tables")
-            address, page = file["address"], file["page"]
-    except BadTable:
-        raise
+        file = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise BadTable(f"{path} does not exist: give the path of a tables.npz") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError, MemoryError) as e:
-        raise BadTable(f"{path} is not a readable .npz file: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+    except Exception as e:
+        raise _torn(path, e) from e
+    if isinstance(file, np.ndarray) or not {"address", "page"} <= set(file.files):
+        raise BadTable(f"{path} does not hold the arrays `address` and `page`: is it a tables.npz?")
+    with file:
+        if sum(info.file_size for info in file.zip.infolist()) > _LARGEST:
+            raise BadTable(f"{path} unpacks to more than {_LARGEST >> 30} GiB: no machine has that many tables")
+        try:
+            address, page = file["address"], file["page"]
+        except Exception as e:
+            raise _torn(path, e) from e
     return PageStore(_checked(path, "address", address, 1), _checked_pages(path, address, page))
+
+
+def _torn(path: Path, error: Exception) -> BadTable:
+    return BadTable(f"{path} is not a readable .npz file: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
 
 
 def _checked(path: Path, name: str, array: NDArray[np.generic], dimensions: int) -> U64:
