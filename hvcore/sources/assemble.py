@@ -7,11 +7,12 @@ from pathlib import Path
 from ..errors import BadMachine
 from ..machine.description import EcamDescription, MachineDescription, PciDescription
 from ..machine.memory import PAGE
-from ..spec.dmar import Dmar, build
+from ..spec.dmar import Dmar, build, parse
 from ..spec.e820 import E820Entry
-from .dmar_lines import check_units, parse_table, rebuild, units_of
+from .dmar_lines import check_units, rebuild, units_of
 from .e820_lines import LoggedMap
 from .kernel_log import KernelLog
+from .located import located
 from .memory_map import FOUR_GIB, Range, acpi_place, check_bootable, check_e820, dram_runs, fill_low_memory, free_ecam, guess_ecam, overlaps
 from .pci_tree import complete, merge, place_bars
 
@@ -44,16 +45,19 @@ class Findings:
 
 def describe(found: Findings) -> MachineDescription:
     """The machine.  Raises `BadMachine`, in one sentence, where no machine can be made of it."""
-    e820, map_notes = _memory_map(found)
+    with located(found.map_file):
+        e820, map_notes = _memory_map(found)
     functions = merge(found.lspci, found.log.functions)
     table, raw, dmar_notes = _dmar(found, functions)
     units, unit_notes = units_of(table, found.log.units) if table else ((), ())
-    check_units(units, [(e.start, e.end) for e in e820 if e.usable])
+    with located(found.map_file if found.dmar is None else found.dmar_file):
+        check_units(units, [(e.start, e.end) for e in e820 if e.usable])
     ecam, ecam_notes = _ecam(found.log, e820)
     registers = [(u.base, u.base + PAGE) for u in units]
-    runs = dram_runs(e820, [*registers, *_window(ecam), *_logged_bars(functions)])
     nvme = [source for segment, source in found.log.nvme if segment == 0]
-    functions, tree_notes = complete(functions, table, nvme, found.log.root_buses)
+    with located(found.map_file):
+        runs = dram_runs(e820, [*registers, *_window(ecam), *_logged_bars(functions)])
+        functions, tree_notes = complete(functions, table, nvme, found.log.root_buses)
     functions, moved = place_bars(functions, [*runs, *registers, *_window(ecam)])
     if ecam is None:
         ecam, ecam_notes = _place_ecam(e820, runs, registers, functions)
@@ -68,13 +72,10 @@ def describe(found: Findings) -> MachineDescription:
 def _memory_map(found: Findings) -> tuple[tuple[E820Entry, ...], tuple[str, ...]]:
     """The firmware's map, put right, and what was wrong with it."""
     if found.map is None:
-        raise BadMachine(f"{found.map_file}: {NO_MAP}")
-    try:
-        e820, notes = check_e820(found.map.entries, [f"line {n}" for n in found.map.lines])
-        e820, low_notes = fill_low_memory(e820)
-        check_bootable(e820)
-    except BadMachine as e:
-        raise BadMachine(f"{found.map_file}: {e}") from e
+        raise BadMachine(NO_MAP)
+    e820, notes = check_e820(found.map.entries, [f"line {n}" for n in found.map.lines])
+    e820, low_notes = fill_low_memory(e820)
+    check_bootable(e820)
     cut = ("The log ends with its E820 lines: entries after the last one may be missing.",) if found.map.at_end else ()
     torn = tuple(f"Line {n} of {Path(found.map_file).name}: an E820 line that cannot be read was left out." for n in found.map.torn)
     return e820, (*notes, *low_notes, *torn, *cut)
@@ -83,7 +84,8 @@ def _memory_map(found: Findings) -> tuple[tuple[E820Entry, ...], tuple[str, ...]
 def _dmar(found: Findings, functions: Sequence[PciDescription]) -> tuple[Dmar | None, bytes | None, tuple[str, ...]]:
     """The table, its bytes, and what was assumed of it."""
     if found.dmar is not None:
-        table = parse_table(found.dmar, found.dmar_file)
+        with located(found.dmar_file):
+            table = parse(found.dmar)
         return table, found.dmar, _other_table(found, table)
     table_or_none, notes = rebuild(found.log, functions)
     if table_or_none is None:

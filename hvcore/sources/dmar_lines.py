@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ..errors import BadMachine, BadTable
+from ..errors import BadMachine
 from ..machine.description import PciDescription, UnitDescription
 from ..machine.memory import PAGE
-from ..spec.dmar import Andd, Atsr, Dmar, DmarFlag, Drhd, Rhsa, Rmrr, Scope, ScopeType, Structure, build, parse
+from ..spec.dmar import Andd, Atsr, Dmar, DmarFlag, Drhd, Rhsa, Rmrr, Scope, ScopeType, Structure, build
 from ..spec.pci import format_bdf, split_bdf
 from .kernel_log import KernelLog, LoggedUnit
 from .memory_map import ONE_MIB
 
-__all__ = ["CLIENT", "QEMU", "QEMU_48", "SERVER", "check_units", "parse_table", "rebuild", "units_of"]
+__all__ = ["CLIENT", "QEMU", "QEMU_48", "SERVER", "check_units", "rebuild", "units_of"]
 
 CLIENT, SERVER, QEMU, QEMU_48 = ((0xD2008C40660462, 0xF050DA), (0x8D2078C106F0466, 0xF020DF), (0xD2008C22260206, 0xF42),
                                  (0xD2008C222F0606, 0xF42))
@@ -22,14 +22,6 @@ _DEFAULT_BASE = 0xFED90000
 _ISOCHRONOUS = 1 << 23
 _GRAPHICS, _AUDIO, _USB, _MANAGEMENT = (0x03, 16), (0x0403, 8), (0x0C03, 8), (0x0780, 8)
 """Classes of functions, and by how many bits the class code is shifted to compare."""
-
-
-def parse_table(data: bytes, where: str) -> Dmar:
-    """The record of a machine's DMAR table.  Raises `BadMachine` naming `where` for one that cannot be read."""
-    try:
-        return parse(data)
-    except BadTable as e:
-        raise BadMachine(f"{where}: {e}") from e
 
 
 def units_of(table: Dmar, logged: dict[int, LoggedUnit]) -> tuple[tuple[UnitDescription, ...], tuple[str, ...]]:

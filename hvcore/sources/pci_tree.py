@@ -37,13 +37,17 @@ Notes = list[str]
 
 
 def merge(listed: Iterable[PciDescription], logged: Iterable[PciDescription]) -> tuple[PciDescription, ...]:
-    """The functions of lspci and of a log as one list by requester id; lspci wins, the log adds what lspci's short form has not."""
+    """The functions of lspci and of a log as one list by requester id.
+
+    Of a BAR that both have the log's is firmware's: a driver may have resized it before lspci ran.
+    """
     found = {(f.segment, f.source): f for f in logged}
     for f in listed:
         other = found.get((f.segment, f.source))
         if other:
             buses = (f.secondary, f.subordinate) if f.secondary else (other.secondary, other.subordinate)
-            f = replace(f, class_code=other.class_code, bars=f.bars or other.bars, secondary=buses[0], subordinate=buses[1])
+            bars = {b.index: b for b in f.bars} | {b.index: b for b in other.bars if b.address is not None}
+            f = replace(f, class_code=other.class_code, bars=tuple(bars[i] for i in sorted(bars)), secondary=buses[0], subordinate=buses[1])
         found[f.segment, f.source] = f
     return tuple(found[key] for key in sorted(found))
 
@@ -182,8 +186,11 @@ def _add_nvme(tree: list[PciDescription], table: Dmar | None, notes: Notes) -> N
     if any(f.model == "nvme" for f in tree):
         return
     slot = _free_slot(tree, table)
-    if slot is None:
-        slot = _free_slot(tree, None)
+    made_up = next((f for f in tree if (f.vendor, f.device_id) == (_UNKNOWN.vendor, _UNKNOWN.device_id)), None)
+    if slot is None and made_up:
+        tree.remove(made_up)
+        slot = made_up.source
+    slot = _free_slot(tree, None) if slot is None else slot
     if slot is None:
         raise BadMachine("no NVMe controller was listed, and bus 0 has no free slot for one")
     tree.append(replace(_NVME, source=slot))

@@ -46,6 +46,7 @@ A machine without a [[unit]] and without dmar has no VT-d.  A function that ever
 `assumptions` says so.
 """
 
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,11 +54,12 @@ from pathlib import Path
 from ..errors import BadMachine, BadTable
 from ..machine.description import BarDescription, DiskDescription, EcamDescription, MachineDescription, PciDescription
 from ..machine.memory import LIMIT, PAGE
-from ..spec.dmar import Atsr, Dmar, Drhd, Rhsa, Rmrr, Scope, ScopeType, Structure, build
+from ..spec.dmar import Atsr, Dmar, Drhd, Rhsa, Rmrr, Scope, ScopeType, Structure, build, parse
 from ..spec.e820 import E820Entry, E820Type, type_name
-from ..spec.pci import parse_bdf, split_bdf
-from .dmar_lines import check_units, parse_table, units_of
+from ..spec.pci import parse_bdf
+from .dmar_lines import check_units, units_of
 from .kernel_log import LoggedUnit, read_text
+from .located import located
 from .memory_map import FOUR_GIB, Range, acpi_place, check_bootable, check_e820, dram_runs, free_ecam, guess_ecam, overlaps
 from .pci_tree import complete, place_bars
 from .toml_reader import Reader
@@ -83,26 +85,25 @@ def load_toml(path: Path) -> MachineDescription:
         values = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as e:
         raise BadMachine(f"{path}: not TOML: {e}") from e
-    root = Reader(values, path, "", _MACHINE)
-    try:
-        return _describe(root)
-    except BadMachine as e:
-        raise e if str(e).startswith(str(path)) else BadMachine(f"{path}: {e}") from e
+    return _describe(Reader(values, path, "", _MACHINE))
 
 
 def _describe(root: Reader) -> MachineDescription:
     e820 = _e820(root)
-    check_bootable(e820)
+    with located(root.path):
+        check_bootable(e820)
     ecam = _ecam(root) or guess_ecam(e820)
     table, raw = _dmar(root)
     units, notes = units_of(table, _registers(root)) if table else ((), ())
-    usable = [(e.start, e.end) for e in e820 if e.usable]
-    check_units(units, usable)
+    with located(root.path):
+        check_units(units, [(e.start, e.end) for e in e820 if e.usable])
     registers = [(u.base, u.base + PAGE) for u in units]
     window = [(ecam.base, ecam.base + ecam.size)] if ecam else []
     runs = _runs(root, e820, [*registers, *window])
     _check_apart(root, runs, registers, window)
-    functions, tree_notes = complete(_functions(root), table)
+    listed = _functions(root)
+    with located(root.path):
+        functions, tree_notes = complete(listed, table)
     functions, moved = place_bars(functions, [*runs, *registers, *window])
     if moved:
         root.fail("pci", f"no window can be where these are: {', '.join(moved)}; move them, or leave out their addresses")
@@ -118,7 +119,8 @@ def _e820(root: Reader) -> tuple[E820Entry, ...]:
     if "e820" not in root:
         return _made_map(root)
     entries = [_entry(root, f"e820[{i}]", value) for i, value in enumerate(root.array("e820"))]
-    flat, notes = check_e820(entries, [f"e820[{i}]" for i in range(len(entries))])
+    with located(root.path):
+        flat, notes = check_e820(entries, [f"e820[{i}]" for i in range(len(entries))])
     if notes:
         root.fail("e820", " ".join(notes))
     return flat
@@ -145,7 +147,8 @@ def _made_map(root: Reader) -> tuple[E820Entry, ...]:
                E820Entry(0x100000, max(top - 0x29000, 0x100000), 1), E820Entry(max(top - 0x29000, 0x100000), top, 2)]
     entries += [E820Entry(ecam.base, ecam.base + ecam.size, 2)] if ecam else []
     entries += [E820Entry(FOUR_GIB, FOUR_GIB + ram - top, 1)] if ram > top else []
-    flat, notes = check_e820(entries)
+    with located(root.path):
+        flat, notes = check_e820(entries)
     if notes or ram < top:
         root.fail("ram", f"{ram:#x} bytes with low RAM up to {top:#x} do not give a map: {' '.join(notes) or 'tolud is larger'}")
     return flat
@@ -169,7 +172,8 @@ def _runs(root: Reader, e820: Sequence[E820Entry], blocked: Sequence[Range]) -> 
         ram = root.bytes_of("ram")
         runs = ((0, min(top, ram)), *([(FOUR_GIB, FOUR_GIB + ram - top)] if ram > top else []))
     else:
-        derived = dram_runs(e820, blocked)
+        with located(root.path):
+            derived = dram_runs(e820, blocked)
         runs = ((0, top), *derived[1:]) if top is not None else derived
     if runs[-1][1] > LIMIT:
         root.fail("ram", f"RAM ends at {runs[-1][1]:#x}, beyond the {LIMIT >> 40} TiB that hvlab emulates")
@@ -230,7 +234,8 @@ def _dmar(root: Reader) -> tuple[Dmar | None, bytes | None]:
             raw = file.read_bytes()
         except (OSError, ValueError) as e:
             root.fail("dmar", f"{file} cannot be read ({e})")
-        return parse_table(raw, str(file)), raw
+        with located(file):
+            return parse(raw), raw
     if "unit" not in root:
         return None, None
     table = _table(root)
@@ -273,19 +278,17 @@ def _scopes(table: Reader) -> tuple[Scope, ...]:
     return tuple(_scope(table, f"scopes[{i}]", value) for i, value in enumerate(table.array("scopes")))
 
 
+_SCOPE = re.compile(rf"({'|'.join(_SCOPES)})(?: (\d{{1,3}}))? ([0-9a-fA-F]{{2}}:[0-9a-fA-F]{{2}}\.[0-7])((?:/[0-9a-fA-F]{{2}}\.[0-7])*)")
+
+
 def _scope(table: Reader, key: str, value: object) -> Scope:
     """`endpoint 00:1c.0/00.0`, `ioapic 2 f0:1f.0`: what it is, its number if it has one, bus and path."""
-    kind, *number, place = value.split() if isinstance(value, str) and value.strip() else ["", ""]
-    first, *further = place.split("/")
-    try:
-        bus, *path = split_bdf(parse_bdf(first)[1])
-        steps = [(path[0], path[1]), *(split_bdf(parse_bdf(f"00:{step}")[1])[1:] for step in further)]
-        enumeration = int(number[0]) if number else 0
-    except ValueError:
-        steps, enumeration = [], -1
-    if kind not in _SCOPES or not 0 <= enumeration <= 255 or len(number) > 1:
+    m = _SCOPE.fullmatch(value) if isinstance(value, str) else None
+    if not m or int(m[2] or "0") > 255:
         table.fail(key, f"{value!r} is no scope like \"endpoint 00:1c.0/00.0\" or \"ioapic 2 f0:1f.0\"; there are {', '.join(_SCOPES)}")
-    return Scope(_SCOPES[kind], enumeration, bus, tuple(steps))
+    steps = [m[3].split(":")[1], *m[4].split("/")[1:]]
+    path = tuple((int(step[:2], 16), int(step[3])) for step in steps)
+    return Scope(_SCOPES[m[1]], int(m[2] or "0"), int(m[3][:2], 16), path)
 
 
 def _registers(root: Reader) -> dict[int, LoggedUnit]:
