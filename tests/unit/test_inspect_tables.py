@@ -144,7 +144,7 @@ class Counting:
     def read(self, address: int, length: int, /) -> bytes:
         return self.memory.read(address, length)
 
-    def tables(self, addresses: Words, /) -> tuple[Words, np.ndarray]:  # type: ignore[type-arg]
+    def tables(self, addresses: Words, /) -> tuple[Words, np.ndarray]:
         self.asked = np.append(self.asked, addresses)
         return self.memory.tables(addresses)
 

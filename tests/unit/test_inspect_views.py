@@ -241,7 +241,7 @@ WORDS = np.zeros((2, 512), np.uint64)
     ({"address": np.array([4096, 4096], np.uint64), "page": WORDS}, "there twice"),
     ({"address": np.array([0, object()]), "page": WORDS}, "not a readable"),
 ])
-def test_files_that_are_not_tables(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:  # type: ignore[type-arg]
+def test_files_that_are_not_tables(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "t.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(BadTable, match=message):
         load_npz(tmp_path / "t.npz")
