@@ -111,8 +111,8 @@ def booting() -> list[Row]:
     """Boots of the 16 GiB and the 1 TiB machine."""
     from hvcore import Config, Machine
 
-    cold = timed("m.boot()", "from hvcore import Machine; m = Machine.load('laptop-16g')")
-    machine = Machine.load("laptop-16g")
+    cold = timed("m.boot()", "from hvcore import Machine; m = Machine.load('nvme-desktop-16g')")
+    machine = Machine.load("nvme-desktop-16g")
     boots, imports = [], []
     for _ in range(REPEATS):
         boots.append(median(machine.boot, 1))
@@ -138,7 +138,7 @@ def rebooting() -> list[Row]:
     """Memory that 100 reboots cost, after 10 that fill the caches."""
     from hvcore import Machine
 
-    machine = Machine.load("laptop-16g")
+    machine = Machine.load("nvme-desktop-16g")
     machine.boot()
     for _ in range(10):
         machine.reboot()

@@ -18,6 +18,7 @@ COLUMNS = {"PCI functions": (4, 200), "unit": (240, 150), "domain": (426, 132), 
 """Left edge and width of each column."""
 
 SHOWN_FUNCTIONS, SHOWN_RUNS, A_LINE = 12, 6, 3
+GAP = 16.0
 NO_UNIT = "no remapping unit: every device reaches all memory"
 _OFF, _BLOCKED = "translation is off", "no context entry: all blocked"
 
@@ -66,17 +67,18 @@ def _paths(unit: Unit, domains: Sequence[Domain]) -> Iterator[Path]:
 
 def _unit(drawing: Drawing, unit: Unit, paths: Sequence[Path], y: float) -> float:
     """One unit with its paths, from height `y`; returns where the next begins."""
-    tops = [y]
-    for path in paths:
-        tops.append(tops[-1] + _height(path) + 16)
     lines = _unit_lines(unit)
+    height = sum(_height(path) + GAP for path in paths) - GAP
+    total = max(height, box_height(lines))
+    centre = y + total / 2
     x, width = COLUMNS["unit"]
-    top = (y + tops[-1] - 16 - box_height(lines)) / 2
-    drawing.box(x, top, width, lines, f"CAP {address(unit.cap)}, ECAP {address(unit.ecap)}, GSTS {address(unit.gsts)}")
-    centre = top + box_height(lines) / 2
-    for path, start in zip(paths, tops, strict=False):
-        _path(drawing, path, start + _height(path) / 2, centre)
-    return max(tops[-1], top + box_height(lines) + 16)
+    tip = f"CAP {address(unit.cap)}, ECAP {address(unit.ecap)}, GSTS {address(unit.gsts)}"
+    drawing.box(x, centre - box_height(lines) / 2, width, lines, tip)
+    top = centre - height / 2
+    for path in paths:
+        _path(drawing, path, top + _height(path) / 2, centre)
+        top += _height(path) + GAP
+    return y + total + GAP
 
 
 def _path(drawing: Drawing, path: Path, middle: float, unit_middle: float) -> None:

@@ -13,6 +13,8 @@ __all__ = ["LINE", "MUTED", "TEXT", "Drawing", "Figure", "Fill", "box_height"]
 TEXT = "var(--jp-ui-font-color1, #222)"
 MUTED = "var(--jp-ui-font-color2, #555)"
 LINE = "var(--jp-border-color1, #999)"
+READABLE = 640
+"""Pixels below which a figure does not shrink but scrolls, for its text would be too small."""
 FONT = "var(--jp-ui-font-family, system-ui, sans-serif)"
 
 _HATCHES = {
@@ -107,7 +109,7 @@ class Drawing:
         patterns = "".join(_pattern(f"{mark}-{i}", fill) for i, fill in enumerate(self._fills) if fill.hatch)
         return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {self.height:g}" role="img" '
                 f'aria-labelledby="{mark}-t {mark}-d" font-family="{FONT}" '
-                f'style="width:100%;max-width:{self.width:g}px;height:auto;display:block">'
+                f'style="width:100%;min-width:{READABLE}px;max-width:{self.width:g}px;height:auto;display:block">'
                 f'<title id="{mark}-t">{html.escape(title)}</title><desc id="{mark}-d">{html.escape(alt)}</desc>'
                 f"<defs>{patterns}</defs>{body.replace('url(#MARK-', f'url(#{mark}-')}</svg>")
 
@@ -149,8 +151,9 @@ class Figure:
     def html(self) -> str:
         """Title, picture, and the table behind a disclosure that the keyboard opens."""
         table = f'<details><summary style="cursor:pointer">The same as a table</summary>{self.table}</details>' if self.table else ""
-        return (f'<figure class="hvlab-figure" style="margin:0 0 12px;color:{TEXT};font-family:{FONT}">'
-                f'<figcaption style="font-weight:600;padding:4px 0">{html.escape(self.title)}</figcaption>{self.svg}{table}</figure>')
+        return (f'<figure class="hvlab-figure" style="margin:0 0 12px;line-height:1.4;color:{TEXT};font-family:{FONT}">'
+                f'<figcaption style="font-weight:600;padding:4px 0">{html.escape(self.title)}</figcaption>'
+                f'<div style="overflow-x:auto">{self.svg}</div>{table}</figure>')
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self.html, "image/svg+xml": self.svg}

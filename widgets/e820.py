@@ -22,7 +22,7 @@ FILLS = {
 }
 OTHER = Fill("other type", "#CC79A7", "-")
 
-WIDTH, LEFT, RIGHT, BAR = 960.0, 84.0, 950.0, 40.0
+WIDTH, LEFT, RIGHT, BAR = 980.0, 126.0, 968.0, 40.0
 
 
 def fill_of(kind: int) -> Fill:

@@ -1,14 +1,14 @@
 """The core's options as controls, by BitVisor's names.  What is chosen is what the next boot will use, not what runs now."""
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ipywidgets as ipw
 
 from hvcore.vmm.config import MAP_ENDS, PROFILES, Config
 
-__all__ = ["Options"]
+__all__ = ["Options", "choice"]
 
 SWITCHES = {
     "VTD_TRANS": "The core drives the remapping units itself: devices reach only what its domain 0 maps",
@@ -17,7 +17,7 @@ SWITCHES = {
 }
 
 
-class Options(ipw.VBox):
+class Options:
     """Switches and choices; `config` is what they say, `on_change` is called after each change."""
 
     def __init__(self, config: Config, on_change: Callable[[], None]):
@@ -25,14 +25,18 @@ class Options(ipw.VBox):
         self.config = config
         self._quiet = False
         self.switches = {name: ipw.ToggleButton(tooltip=tip, layout=ipw.Layout(width="auto")) for name, tip in SWITCHES.items()}
-        self.profile = _choice("PROFILE", list(PROFILES), "bitvisor: as measured, bugs included; mended: as it should be")
-        self.map_end = _choice("IOMMU_MAP_END", list(MAP_ENDS), "; ".join(f"{name}: {words}" for name, words in MAP_ENDS.items()))
+        self.profile = choice("PROFILE", PROFILES, config.PROFILE, "bitvisor: as measured, bugs included; mended: as it should be")
+        ends = "; ".join(f"{name}: {words}" for name, words in MAP_ENDS.items())
+        self.map_end = choice("IOMMU_MAP_END", MAP_ENDS, config.IOMMU_MAP_END, ends)
         self._fill(config)
         self.profile.observe(self._new_profile, "value")
         for control in (self.map_end, *self.switches.values()):
             control.observe(self._changed, "value")
-        row = ipw.Layout(flex_flow="row wrap")
-        super().__init__([ipw.HBox([self.profile, self.map_end], layout=row), ipw.HBox(list(self.switches.values()), layout=row)])
+
+    @property
+    def choices(self) -> list[ipw.Dropdown]:
+        """What is chosen out of several."""
+        return [self.profile, self.map_end]
 
     def pending(self, running: Config) -> dict[str, Any]:
         """The options that differ from those of the running core."""
@@ -78,6 +82,7 @@ def _letter(value: Any) -> str:
     return ",".join(value) or "none" if isinstance(value, list) else str(value)
 
 
-def _choice(name: str, options: list[str], tip: str) -> ipw.Dropdown:
+def choice(name: str, options: Iterable[str], value: str, tip: str) -> ipw.Dropdown:
+    """One out of several, with its name before it."""
     wide = {"description_width": "initial"}
-    return ipw.Dropdown(options=options, description=name, tooltip=tip, style=wide, layout=ipw.Layout(width="auto"))
+    return ipw.Dropdown(options=list(options), value=value, description=name, tooltip=tip, style=wide, layout=ipw.Layout(width="auto"))

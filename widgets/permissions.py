@@ -3,9 +3,11 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvcore.inspect.format import address, size
 from hvcore.inspect.records import html_table
@@ -33,15 +35,56 @@ UNTRANSLATED = "untranslated"
 
 FEW = 1500
 """Up to so many runs a lane is drawn run by run, beyond it pixel by pixel."""
+TOLD = 64
+"""Runs of a lane in the table."""
 LANE, PITCH = 30.0, 42.0
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Neighbouring runs that are one thing to a reader: one run, or `repeats` pages that all lead to the same host-physical page."""
+
+    start: int
+    end: int
+    perm: str
+    target: int
+    repeats: int
+
+    @property
+    def lands(self) -> str:
+        """Where it leads, host-physical."""
+        return address(self.target) + (", each page" if self.repeats > 1 else "")
+
+    def __str__(self) -> str:
+        moved = f", to host-physical {self.lands}" if self.repeats > 1 or self.target != self.start else ""
+        return f"{address(self.start)}-{address(self.end)} {self.perm}, {size(self.end - self.start)}{moved}"
+
+
+@dataclass(frozen=True)
 class Lane:
     """Who, and their runs.  What lies in no run is not mapped."""
 
     name: str
     runs: Runs
+
+    @cached_property
+    def firsts(self) -> NDArray[np.int64]:
+        """Index of each span's first run."""
+        runs = self.runs
+        target = runs.start.astype(np.int64) + runs.offset
+        new = np.ones(len(runs), bool)
+        new[1:] = (runs.start[1:] != runs.end[:-1]) | (runs.rights[1:] != runs.rights[:-1]) | (target[1:] != target[:-1])
+        return np.flatnonzero(new)
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """The runs, folded where a row of pages leads to one page; of many only the first `FEW`."""
+        bounds = [*self.firsts[:FEW + 1].tolist(), len(self.runs)]
+        return [self._span(first, after) for first, after in pairwise(bounds)][:FEW]
+
+    def _span(self, first: int, after: int) -> Span:
+        run = self.runs[first]
+        return Span(run.start, int(self.runs.end[after - 1]), run.perm, run.start + run.offset, after - first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +135,11 @@ def _frame(drawing: Drawing, place: Scale, vmm: tuple[int, int], top: float, hei
 
 
 def _outline(lane: Lane) -> Iterator[tuple[int, int]]:
-    """The ranges that shape the axis: each run, or only the whole where there are many."""
-    if len(lane.runs) <= 64:
-        yield from ((r.start, r.end) for r in lane.runs)
+    """The ranges that shape the axis: each span, or only the whole where there are many."""
+    if len(lane.firsts) <= TOLD:
+        yield from ((span.start, span.end) for span in lane.spans)
     else:
-        yield lane.runs[0].start, lane.runs[-1].end
+        yield int(lane.runs.start[0]), int(lane.runs.end[-1])
 
 
 def _lane(drawing: Drawing, place: Scale, name: str, pieces: Iterable[Piece], top: float) -> None:
@@ -110,10 +153,8 @@ def _lane(drawing: Drawing, place: Scale, name: str, pieces: Iterable[Piece], to
 
 
 def _pieces(lane: Lane, place: Scale) -> Iterator[Piece]:
-    if len(lane.runs) <= FEW:
-        for r in lane.runs:
-            moved = f", to host-physical {address(r.start + r.offset)}" if r.offset else ""
-            yield Piece(r.start, r.end, r.perm, f"{address(r.start)}-{address(r.end)} {r.perm}, {size(r.end - r.start)}{moved}")
+    if len(lane.firsts) <= FEW:
+        yield from (Piece(span.start, span.end, span.perm, str(span)) for span in lane.spans)
     else:
         yield from _pixels(lane.runs, place)
 
@@ -145,17 +186,21 @@ def _name(perm: str) -> str:
 
 
 def _reach(runs: Runs, vmm: tuple[int, int] | None) -> str:
-    """Whether any run leads into the VMM's memory with a right."""
+    """How much of the VMM's memory (a half-open host-physical range) some run leads into with a right."""
     if not vmm:
         return ""
-    start, end = (edge.astype(np.int64) + runs.offset for edge in (runs.start, runs.end))
-    into = ((start < vmm[1]) & (end > vmm[0]) & runs.granting).any()
-    return ", the VMM's memory among it" if into else ", nothing of the VMM's memory"
+    start, end = ((edge.astype(np.int64) + runs.offset)[runs.granting].clip(*vmm) for edge in (runs.start, runs.end))
+    order = np.argsort(start)
+    covered = np.maximum.accumulate(np.append(vmm[0], end[order]))
+    reached = int(np.maximum(end[order] - np.maximum(start[order], covered[:-1]), 0).sum())
+    return f", {size(reached)} of the VMM's memory among it" if reached else ", nothing of the VMM's memory"
 
 
 def _table(lanes: Sequence[Lane]) -> str:
-    rows = [[lane.name, address(r.start), address(r.end), size(r.end - r.start), r.perm, address(r.start + r.offset)]
-            for lane in lanes for r in lane.runs[:64]]
-    rows += [[lane.name, f"and {len(lane.runs) - 64:,} more runs", "", "", "", ""] for lane in lanes if len(lane.runs) > 64]
+    rows = []
+    for lane in lanes:
+        rows += [[lane.name, address(s.start), address(s.end), size(s.end - s.start), s.perm, s.lands] for s in lane.spans[:TOLD]]
+        if len(lane.firsts) > TOLD:
+            rows.append([lane.name, f"and {len(lane.firsts) - TOLD:,} more", "", "", "", ""])
     labels = ["who", "start", "end", "size", "permission", "to host-physical"]
     return html_table("Permissions  (half-open)", labels, rows, [False, True, True, True, False, True])
