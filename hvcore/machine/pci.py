@@ -37,6 +37,7 @@ class RootComplex:
         self.notes: list[str] = []
         self.functions: dict[tuple[int, int], PciFunction] = {}
         self._roots: dict[tuple[int, int], Devices] = {}
+        self._on_bus: dict[tuple[int, int], Devices] = {}
         self._address = 0
         self._host = Host(bus, fabric, clock, IntxWires(lines), machine.disk, reserved_ranges(machine))
         self._map_windows(bus, machine)
@@ -52,6 +53,7 @@ class RootComplex:
     def reset(self) -> None:
         """Power-on, and firmware's settings again."""
         self._address = 0
+        self._on_bus.clear()
         for function in self.functions.values():
             function.reset()
         self._firmware()
@@ -111,11 +113,16 @@ class RootComplex:
 
     def route(self, segment: int, bus: int, devfn: int) -> PciFunction | None:
         """The function that a configuration cycle reaches, by the bus numbers that the bridges hold now; None: nobody answers."""
-        devices: Devices | None = self._roots.get((segment, bus))
-        if devices is None:
-            roots = (d for (s, _), d in self._roots.items() if s == segment)
-            devices = next((found for root in roots if (found := _downstream(root, bus)) is not None), None)
-        return devices.get(devfn) if devices else None
+        if (segment, bus) not in self._on_bus:
+            self._on_bus[segment, bus] = self._find_bus(segment, bus)
+        return self._on_bus[segment, bus].get(devfn)
+
+    def _find_bus(self, segment: int, bus: int) -> Devices:
+        """The devices on a bus: a root's own, or those behind the bridges that forward there."""
+        if (segment, bus) in self._roots:
+            return self._roots[segment, bus]
+        roots = (d for (s, _), d in self._roots.items() if s == segment)
+        return next((found for root in roots if (found := _downstream(root, bus)) is not None), {})
 
     def config_read(self, segment: int, source: int, offset: int, width: int) -> int:
         """What a configuration read returns; all ones where nobody answers."""
@@ -126,6 +133,8 @@ class RootComplex:
         """A configuration write; lost where nobody answers."""
         if function := self.route(segment, source >> 8, source & 0xFF):
             function.config_write(offset, width, value, source >> 8)
+            if isinstance(function, Bridge):
+                self._on_bus.clear()
 
     def port_read(self, port: int, width: int) -> int:
         """IN from 0xCF8 (all 32 bits) or from the data window."""
