@@ -384,7 +384,7 @@ def scenes(draw):
     return cap, ecap, iova, words, tables, draw(st.sampled_from(["read", "write"]))
 
 
-@settings(max_examples=1500)
+@settings(max_examples=700)
 @given(scenes())
 def test_translation_equals_a_second_walk(scene):
     cap, ecap, iova, words, tables, access = scene
