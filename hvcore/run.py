@@ -7,7 +7,7 @@ import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from . import outcome
 from .errors import HvlabError
@@ -23,7 +23,9 @@ from .inspect.records import Records
 from .inspect.runs import Runs
 from .inspect.scan import scan
 from .inspect.units import Unit, read_units
+from .machine.description import MachineDescription
 from .machine.firmware import read_e820
+from .machine.pc import Pc
 from .spec.e820 import ENTRY_SIZE, E820Entry, unpack
 from .spec.linuxboot import BOOT_PARAMS_SIZE, E820_ENTRIES, E820_TABLE
 from .spec.paging import NESTED
@@ -32,12 +34,28 @@ from .vmm.config import Config
 from .vmm.core import Core
 from .vmm.layout import named_ranges
 
-if TYPE_CHECKING:
-    from .session import Machine
-
 __all__ = ["Console", "Guest", "Run", "VmmMemory"]
 
 T = TypeVar("T")
+
+
+class Bench(Protocol):
+    """The machine that a run happens on."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def assumptions(self) -> tuple[str, ...]: ...
+    @property
+    def description(self) -> MachineDescription: ...
+    @property
+    def pc(self) -> Pc: ...
+    @property
+    def ended(self) -> outcome.Ending | None: ...
+
+    def send(self, text: str) -> str:
+        """Input for the guest; what it printed meanwhile."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ class VmmMemory:
 class Guest:
     """The guest's end of its serial line."""
 
-    def __init__(self, machine: "Machine"):
+    def __init__(self, machine: Bench):
         self._machine = machine
 
     def command(self, line: str) -> str:
@@ -83,7 +101,7 @@ class Guest:
 class Run:
     """What one boot came to.  Every part displays itself and has `.frame`."""
 
-    def __init__(self, machine: "Machine", config: Config, number: int):
+    def __init__(self, machine: Bench, config: Config, number: int):
         self._machine, self.config, self.number = machine, config, number
         self.core: Core | None = None
         self.timings: dict[str, float] = {}

@@ -58,7 +58,7 @@ class Machine:
     """
 
     def __init__(self, description: MachineDescription, public_only: bool = False):
-        self.description = description
+        self._description = description
         self.run: Run | None = None
         self.core: Core | None = None
         self.exits: Exits | None = None
@@ -70,6 +70,11 @@ class Machine:
     def load(cls, what: str | Path) -> "Machine":
         """A TOML file, a folder of logs and tables, a single kernel log, or the name of a shipped machine.  Raises BadMachine."""
         return cls(load(what))
+
+    @property
+    def description(self) -> MachineDescription:
+        """What the machine was made from."""
+        return self._description
 
     @property
     def name(self) -> str:
