@@ -7,9 +7,10 @@ from typing import Protocol
 from ..spec.dma import Direction, DmaRequest, DmaResult, RemapFault
 from .memory import PAGE, Memory
 
-__all__ = ["DmaFabric", "DmaPort", "Remapper"]
+__all__ = ["MSI", "DmaFabric", "DmaPort", "Remapper"]
 
 MSI = range(0xFEE00000, 0xFEF00000)
+"""Addresses at which a 4-byte write is a message-signalled interrupt."""
 
 
 class Remapper(Protocol):

@@ -11,8 +11,8 @@ from .clock import Clock
 from .cmos import Cmos
 from .cpu import Cpu, Stop, StopKind
 from .description import MachineDescription
-from .dma import DmaFabric
-from .memory import PAGE, Memory
+from .dma import MSI, DmaFabric
+from .memory import Memory
 from .pci import RootComplex
 from .pic import Pic
 from .pit import Pit
@@ -46,7 +46,7 @@ class Pc:
     """A machine that can be switched on.  `power_on` gives fresh devices; memory, the largest part, is only emptied.
 
     `serial` is what was sent on COM1, `debug` what was written to port 0xE9, `messages` the newest message-signalled interrupts as (source,
-    address, data): no local APIC takes them.
+    address, data), the source None where a remapping unit sent it: no local APIC takes them.
     """
 
     memory: Memory
@@ -68,7 +68,7 @@ class Pc:
         self.clock = Clock()
         self.bus = Bus(self.memory)
         self.units = self._units()
-        self.messages: deque[tuple[int, int, int]] = deque(maxlen=256)
+        self.messages: deque[tuple[int | None, int, int]] = deque(maxlen=256)
         self.fabric = DmaFabric(self.memory, self._unit_of, self._message)
         self._legacy()
         self.root = RootComplex(self.bus, self.fabric, self.clock, self.machine, self.interrupts)
@@ -79,7 +79,7 @@ class Pc:
         units = [RemappingUnit(u, self.memory, self.machine.host_address_width, self._unit_message) for u in self.machine.units]
         for unit in units:
             try:
-                self.bus.map_mmio(unit.base, PAGE, f"VT-d unit at {unit.base:#x}", unit)
+                self.bus.map_mmio(unit.base, unit.size, f"VT-d unit at {unit.base:#x}", unit)
             except ValueError as e:
                 raise BadMachine(f"the machine's remapping units collide: {e}") from e
         return units
@@ -109,7 +109,11 @@ class Pc:
         self.messages.append((source, address, data))
 
     def _unit_message(self, address: int, data: int) -> None:
-        self.messages.append((-1, address, data))
+        """A unit's own event: a 4-byte write, which software that left the address at 0 finds in its memory."""
+        if address in MSI:
+            self.messages.append((None, address, data))
+        elif self.memory.backed(address, 4):
+            self.memory.write32(address, data)
 
     def _reset(self) -> None:
         self.reset_requested = True

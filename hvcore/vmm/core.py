@@ -156,7 +156,7 @@ class Core:
 
     def start_guest(self, start: GuestStart, heap: Heap, base: int, units: list[dmar.Unit]) -> None:
         """Tables of both pagings, VMCB, data page; then the processor stands at the stub."""
-        withheld = [u.base for u in units] if self.config.HIDE_VTD_REGS else []
+        withheld = [page for unit in units for page in self._register_pages(unit)] if self.config.HIDE_VTD_REGS else []
         host = nested.build_host(self.memory, heap, base + Part.TEXT)
         n_cr3 = nested.build_nested(self.memory, heap, (base, base + self.size), base + Part.BLANK, withheld)
         self.memory.write(base + Part.VMCB, fresh_vmcb(base + Part.MSRPM, n_cr3, start.entry, start.cr3, start.gdt, start.stack))
@@ -168,6 +168,11 @@ class Core:
         self.memory.write(data + Data.GDT, struct.pack("<4Q", *_HOST_GDT))
         self.memory.write(data + Data.GDTR, struct.pack("<HQ", 31, data + Data.GDT))
         self.platform.cpu.start(base + Part.TEXT, host, base + Part.HSAVE)
+
+    def _register_pages(self, unit: dmar.Unit) -> range:
+        """Host-physical pages that a unit's registers take, by its own capability registers."""
+        registers = vtd.registers(self.bus.read(unit.base + 0x08, 8), self.bus.read(unit.base + 0x10, 8))
+        return range(unit.base, unit.base + align_up(max(r.offset + r.size for r in registers), PAGE), PAGE)
 
     def nested_root(self) -> int | None:
         """Root of the guest's nested tables (host-physical) as its VMCB has it; None before there is a guest."""
