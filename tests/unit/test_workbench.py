@@ -1,0 +1,156 @@
+"""The workbench and its parts as Python objects, without a browser."""
+
+import pytest
+
+from hvcore import Config, Machine
+from hvcore.errors import BadMachine
+from widgets import Workbench
+from widgets.console import LIMIT, Console
+from widgets.options import Options
+from widgets.scale import SCALES
+
+
+@pytest.fixture
+def machine():
+    with Machine.load("q35-6g") as machine:
+        yield machine
+
+
+@pytest.fixture
+def bench(machine):
+    return Workbench(machine)
+
+
+def figures(bench):
+    return "".join(box.value for box in bench.figures)
+
+
+# --- options
+
+def test_options_say_their_state_in_words_and_what_is_pending():
+    changes = []
+    options = Options(Config(), lambda: changes.append(options.config))
+    running = Config()
+    assert options.pending(running) == {}
+    options.switches["VTD_TRANS"].value = False
+    options.map_end.value = "ram"
+    assert options.switches["VTD_TRANS"].description == "VTD_TRANS=n"
+    assert options.pending(running) == {"VTD_TRANS": False, "IOMMU_MAP_END": "ram"}
+    assert "VTD_TRANS=n, IOMMU_MAP_END=ram" in options.pending_words(running)
+    assert changes == [Config(VTD_TRANS=False), Config(VTD_TRANS=False, IOMMU_MAP_END="ram")]
+
+
+def test_a_profile_brings_its_values_and_leaves_what_it_does_not_set():
+    options = Options(Config(VTD_TRANS=False), lambda: None)
+    options.profile.value = "mended"
+    assert options.config == Config(PROFILE="mended", VTD_TRANS=False)
+    assert options.map_end.value == "ram"
+    assert options.switches["HIDE_VTD_REGS"].description == "HIDE_VTD_REGS=y"
+    options.switches["HIDE_VTD_REGS"].value = False
+    assert options.config == Config(PROFILE="mended", VTD_TRANS=False, HIDE_VTD_REGS=False)
+
+
+# --- console
+
+def test_a_console_keeps_the_end_and_hands_lines_on():
+    lines = []
+    console = Console("Guest's console", lines.append)
+    console.show("x" * LIMIT + "end\r\n")
+    assert len(console.text) == LIMIT
+    assert console.text.endswith("xend\n")
+    console._received(console, {"kind": "command", "line": "e820"}, [])
+    console._received(console, {"kind": "something else"}, [])
+    assert lines == ["e820"]
+    console.show("<b>&")
+    assert "&lt;b&gt;&amp;" in console._repr_mimebundle_()[0]["text/html"]
+
+
+# --- workbench
+
+def test_it_boots_and_shows_what_is(bench, machine):
+    run = machine.run
+    assert run.outcome == "disk-lost"
+    assert run.outcome in bench.status.value
+    assert f"{run.faults[0].address:#x}" in bench.faults.value
+    assert "domain 0" in figures(bench)
+    assert bench.guest_console.text == run.console.guest
+    assert bench.vmm_console.text == run.console.vmm
+    static = bench._repr_mimebundle_()["text/html"]
+    assert static.count("<svg") == 3
+    assert "disk-lost" in static
+
+
+def test_reboot_takes_the_options_and_only_then(bench, machine):
+    first = machine.run
+    bench.options.switches["VTD_TRANS"].value = False
+    assert machine.run is first
+    assert "VTD_TRANS=n" in bench.pending.value
+    bench.reboot.click()
+    assert machine.run is not first
+    assert machine.run.config == Config(VTD_TRANS=False)
+    assert ">up<" in bench.status.value
+    assert "VTD_TRANS=n" not in bench.pending.value
+    assert "not translated" in figures(bench)
+
+
+def test_a_command_shows_at_once_what_it_changed(bench, machine):
+    """The guest clears GCMD of the unit, which BitVisor does not hide from it: translation goes off, and the figures say so."""
+    bench.guest_console._received(bench.guest_console, {"kind": "command", "line": "poke 0xfed90018 0"}, [])
+    assert "poke 0xfed90018 0" in bench.guest_console.text
+    assert not machine.run.units[0].translating
+    assert "translation is off" in figures(bench)
+
+
+def test_a_machine_that_cannot_be_had_leaves_the_old_one(bench, machine, monkeypatch):
+    def refuse(_what):
+        raise BadMachine("<no> such machine")
+
+    monkeypatch.setattr(Machine, "load", refuse)
+    bench.chooser.value = "q35-2g"
+    bench.reboot.click()
+    assert "&lt;no&gt; such machine" in bench.status.value
+    assert bench.machine is machine
+    assert "machine q35-2g" in bench.pending.value
+    assert not bench.reboot.disabled
+
+
+def test_another_machine_and_back(bench, machine):
+    bench.chooser.value = "q35-2g"
+    bench.reboot.click()
+    other = bench.machine
+    assert other.name == "q35-2g"
+    assert ">up<" in bench.status.value
+    bench.chooser.value = "q35-6g"
+    bench.reboot.click()
+    assert bench.machine is machine
+    assert ">disk-lost<" in bench.status.value
+
+
+def test_scale_and_address(bench, machine):
+    pictures = set()
+    for scale in SCALES:
+        bench.scale.value = scale
+        pictures.add(bench.figures[0].value)
+    assert len(pictures) == len(SCALES)
+    bench.address.value = hex(machine.run.vmm.base)
+    assert "text" in bench.found.value
+    bench.address.value = "zero"
+    assert "zero" in bench.status.value
+
+
+def test_what_code_does_to_the_machine_is_shown_after_refresh(bench, machine):
+    machine.reboot(PROFILE="mended")
+    bench.refresh()
+    assert ">up<" in bench.status.value
+    assert "PROFILE" in bench.pending.value
+
+
+def test_a_core_that_panics_is_shown_as_far_as_it_came():
+    with Machine.load("server-64g") as server:
+        server.boot(Config(IOMMU_MAP_END="ram"))
+        bench = Workbench(server)
+        assert ">vmm-panic<" in bench.status.value
+        assert "Out of memory" in bench.vmm_console.text
+        assert figures(bench).count("<svg") == 3
+        bench.guest_console._received(bench.guest_console, {"kind": "command", "line": "help"}, [])
+        assert "there is no guest" in bench.status.value
