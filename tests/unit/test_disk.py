@@ -69,6 +69,20 @@ def test_a_written_image_is_the_same_disk(tmp_path: Path) -> None:
     assert Disk(DiskDescription(image=str(tmp_path / "some.img"))).read(0, 5) == disk.read(0, 5)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
+def test_a_disk_that_is_gone_has_closed_its_file(tmp_path: Path) -> None:
+    image = tmp_path / "one.img"
+    image.write_bytes(b"a" * BLOCK)
+
+    def opened() -> int:
+        return sum(link.is_symlink() and link.resolve() == image.resolve() for link in Path("/proc/self/fd").iterdir())
+
+    disk = Disk(DiskDescription(image=str(image)))
+    assert (disk.blocks, opened()) == (1, 1)
+    del disk
+    assert opened() == 0
+
+
 def test_a_missing_or_empty_image_is_told_by_name(tmp_path: Path) -> None:
     with pytest.raises(BadMachine, match=r"nowhere\.img cannot be opened \(No such file"):
         Disk(DiskDescription(image=str(tmp_path / "nowhere.img")))
@@ -81,5 +95,7 @@ def test_blocks_beyond_the_end_are_our_bug() -> None:
     disk = Disk(DiskDescription(size=4 * BLOCK))
     with pytest.raises(ValueError, match="blocks 3 to 5"):
         disk.read(3, 2)
+    with pytest.raises(ValueError, match="blocks 3 to 5"):
+        disk.write(3, bytes(2 * BLOCK))
     with pytest.raises(ValueError, match="not whole blocks"):
         disk.write(0, b"x")

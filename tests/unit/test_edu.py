@@ -112,6 +112,18 @@ def test_a_blocked_read_leaves_the_buffer_as_it_was(edu: Driver) -> None:
     assert [r.fault.reason for r in edu.pc.fabric.trace if r.fault] == [6]
 
 
+def test_the_whole_buffer_and_parts_of_it(edu: Driver) -> None:
+    memory, content = edu.pc.memory, bytes(i % 251 for i in range(4096))
+    memory.write(0x10000, content)
+    edu.transfer(0x10000, BUFFER, 4096, 1)
+    edu.finish()
+    edu.transfer(0x10000, BUFFER + 4000, 96, 1)
+    edu.finish()
+    edu.transfer(BUFFER, 0x20000, 4096, 3)
+    edu.finish()
+    assert memory.read(0x20000, 4096) == content[:4000] + content[:96]
+
+
 @pytest.mark.parametrize(("source", "destination", "count", "command"), [
     (0x1000, BUFFER - 1, 4, 1), (0x1000, BUFFER + 4093, 4, 1), (0x1000, 0, 4, 1), (BUFFER, 0x1000, 4097, 3), (BUFFER, 0x1000, 1 << 63, 3)])
 def test_a_transfer_outside_the_buffer_is_ignored(edu: Driver, source: int, destination: int, count: int, command: int) -> None:

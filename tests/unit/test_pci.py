@@ -31,6 +31,17 @@ def test_identity_of_a_function() -> None:
     assert pc.config_read(source, 0x02, 2) == 0x0010 and pc.config_read(source, 0x0B, 1) == 0x01
 
 
+def test_the_whole_configuration_space_of_a_function() -> None:
+    pc = Bench()
+    expected = bytearray(256)
+    expected[0:12] = bytes.fromhex("3412e811 06001000 1000ff00".replace(" ", ""))
+    expected[0x10:0x14] = LOW.to_bytes(4, "little")
+    expected[0x34], expected[0x3C], expected[0x3D] = 0x40, 11, 1
+    expected[0x40:0x48] = bytes.fromhex("1000920000800000")
+    pc.config_write(EDU.source, 0x10, LOW)
+    assert b"".join(pc.config_read(EDU.source, o).to_bytes(4, "little") for o in range(0, 256, 4)) == expected
+
+
 def test_absent_functions_read_all_ones() -> None:
     pc = Bench()
     assert pc.config_read(bdf(0, 9, 0), 0) == ONES and pc.config_read(bdf(7, 0, 0), 0, 2) == 0xFFFF
@@ -87,7 +98,7 @@ def test_identity_is_read_only_and_scratch_registers_are_not() -> None:
 
 @pytest.mark.parametrize(("kind", "size", "low", "high"), [
     ("mem32", 0x10, 0xFFFFFFF0, None), ("mem32", 1 << 20, 0xFFF00000, None), ("mem64", 0x4000, 0xFFFFC004, ONES),
-    ("mem64", 8 << 30, 0x00000004, 0xFFFFFFFE), ("io", 0x20, 0xFFFFFFE1, None)])
+    ("mem64", 8 << 30, 0x00000004, 0xFFFFFFFE), ("io", 0x20, 0xFFFFFFE1, None), ("io", 4, 0xFFFFFFFD, None)])
 def test_bar_sizing(kind: str, size: int, low: int, high: int | None) -> None:
     pc = Bench((HOST_BRIDGE, PciDescription(bdf(0, 5, 0), 1, 2, 0x020000, bars=(BarDescription(2, kind, size),))))
     source, dwords = bdf(0, 5, 0), [pc.config_read(bdf(0, 5, 0), o) for o in (0x18, 0x1C)]
@@ -132,6 +143,12 @@ def test_a_bar_over_ram_or_another_window_reads_but_does_not_answer() -> None:
     assert pc.bus.read(0x100000, 4) == 0 and pc.bus.read(ECAM, 4) == 0x29C08086
     assert pc.root.notes == ["BAR 0 of 00:03.0 [1234:11e8] edu at 0x100000 stays unassigned: it overlaps 0x0-0x4000000",
                              "BAR 0 of 00:04.0 [1234:11e8] edu at 0xb0000000 stays unassigned: it overlaps 0xb0000000-0xb1000000"]
+
+
+def test_neighbouring_windows_do_not_overlap() -> None:
+    pc = Bench((HOST_BRIDGE, replace(NVME, bars=(BarDescription(0, "mem64", 0x4000, 0xFEAFC000),)),
+                replace(EDU, bars=(BarDescription(0, "mem32", 1 << 20, 0xFEB00000),))))
+    assert pc.root.notes == [] and (pc.bus.read(0xFEAFC008, 4), pc.bus.read(0xFEB00000, 4)) == (0x00010400, 0x010000ED)
 
 
 def test_an_address_that_the_register_cannot_hold_is_replaced() -> None:
@@ -218,11 +235,11 @@ def test_bridge_windows_cover_what_lies_behind_and_no_sibling() -> None:
 
 def test_a_bridge_window_above_4_gib_has_upper_halves() -> None:
     behind = PciDescription(bdf(4, 0, 0), 1, 2, 0x030000, bars=(BarDescription(0, "mem64", 1 << 28, 0x38_0000_0000, True),
-                                                                 BarDescription(5, "io", 0x40)))
+                                                                 BarDescription(4, "io", 0x1000), BarDescription(5, "io", 0x40)))
     pc = Bench((HOST_BRIDGE, PORT2, behind))
     assert pc.config_read(PORT2.source, 0x24) == 0x0FF1_0001 and pc.config_read(PORT2.source, 0x28) == 0x38
     assert pc.config_read(PORT2.source, 0x2C) == 0x38
-    assert pc.config_read(PORT2.source, 0x1C, 2) == 0xC0C0 and pc.config_read(behind.source, 0x24) == 0xC001
+    assert pc.config_read(PORT2.source, 0x1C, 2) == 0xD0C0 and pc.config_read(behind.source, 0x24) == 0xD001
 
 
 def test_a_bridge_gates_memory_and_dma_of_what_lies_behind() -> None:

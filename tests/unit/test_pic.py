@@ -89,7 +89,7 @@ def test_each_elcr_byte_is_its_own_chips(bus: Bus) -> None:
     pic.set_line(9, False)
     assert pic.pending() == 0x29, "line 5 is level-triggered and dropped, line 9 kept its edge"
     bus.port_write(0x4D1, 1, 0x02)
-    assert pic.pending() is None
+    assert pic.pending() is None and bus.port_read(0x4D0, 2) == 0x0220
 
 
 def test_initializing_again_clears_mask_service_and_edges(bus: Bus) -> None:
@@ -110,9 +110,23 @@ def test_initializing_again_clears_mask_service_and_edges(bus: Bus) -> None:
 def test_without_icw4_the_third_word_ends_the_sequence(bus: Bus) -> None:
     Pic(bus)
     bus.port_write(0x20, 1, 0x10)
-    for value in (0x30, 4, 0xA5):
+    for value in (0x37, 4, 0xA5):
         bus.port_write(0x21, 1, value)
     assert bus.port_read(0x21, 1) == 0xA5
+
+
+def test_ocw3_chooses_requests_or_service_and_icw2_has_no_low_bits(bus: Bus) -> None:
+    pic = initialized(bus)
+    for port, value in ((0x20, 0x11), (0x21, 0x27), (0x21, 4), (0x21, 1)):
+        bus.port_write(port, 1, value)
+    pic.set_line(1, True)
+    assert pic.acknowledge() == 0x21
+    pic.set_line(6, True)
+    seen = []
+    for command in (0x0B, 0x0A, 0x08, 0x0B, 0x08):
+        bus.port_write(0x20, 1, command)
+        seen.append(bus.port_read(0x20, 1))
+    assert seen == [0x02, 0x40, 0x40, 0x02, 0x02]
 
 
 def test_priorities_nest_and_the_slave_comes_through_line_2(bus: Bus) -> None:

@@ -107,6 +107,19 @@ def test_read_back_gives_status_before_count(pc: Bench) -> None:
     assert [pc.bus.port_read(0x40, 1) for _ in range(3)] == [0xB4, 0x34, 0x12]
 
 
+def test_read_back_latches_the_named_channels_only(pc: Bench) -> None:
+    pc.program(0, 2, 5000)
+    pc.program(2, 6, 7000)
+    pc.bus.port_write(0x61, 1, 1)
+    pc.ticks(100)
+    pc.bus.port_write(0x43, 1, 0xD8)
+    pc.ticks(200)
+    assert pc.bus.port_read(0x42, 1) | pc.bus.port_read(0x42, 1) << 8 == 7000 - 100
+    assert pc.bus.port_read(0x40, 1) | pc.bus.port_read(0x40, 1) << 8 == 5000 - 200
+    pc.bus.port_write(0x43, 1, 0xE8)
+    assert pc.bus.port_read(0x42, 1) == 0xB4, "mode 6 is mode 2"
+
+
 def test_one_byte_access(pc: Bench) -> None:
     pc.bus.port_write(0x43, 1, 0x10)
     pc.bus.port_write(0x40, 1, 200)

@@ -109,6 +109,12 @@ def test_loopback_probe(pc: Bench) -> None:
     assert pc.read(MCR) == 0x1F and pc.read(MSR) & 0xF0 == 0xF0
 
 
+@pytest.mark.parametrize(("output", "line"), [(0x01, 0x20), (0x02, 0x10), (0x04, 0x40), (0x08, 0x80)])
+def test_each_modem_output_is_looped_to_its_input(pc: Bench, output: int, line: int) -> None:
+    pc.write(MCR, 0x10 | output)
+    assert pc.read(MSR) == line
+
+
 def test_16550_is_told_by_its_fifo_bits_and_scratch(pc: Bench) -> None:
     pc.write(IIR, 1)
     assert pc.read(IIR) >> 6 == 3
