@@ -83,6 +83,7 @@ def test_a_map_at_the_end_of_a_log_is_not_whole() -> None:
     assert not read_maps(lines)[0].whole
     assert not read_maps([*lines, "BIOS-e820: [mem 0x800000"])[0].whole
     assert read_maps([*lines, "NX protection: active"])[0].whole
+    assert not read_maps([lines[0], "other"])[0].whole and not read_maps([lines[1], "other"])[0].whole
 
 
 def test_a_torn_line_is_named_and_left_out() -> None:

@@ -89,16 +89,17 @@ def test_bridges_windows_and_nvme() -> None:
         "pci 0000:00:1e.0: PCI bridge to [bus 10] (subtractive decode)",
         "PCI: ECAM [mem 0xe0000000-0xefffffff] (base 0xe0000000) for domain 0000 [bus 00-ff] at [mem 0xc0000000-0xcfffffff]",
         "PCI: MMCONFIG for domain 0000 [bus 00-7f] at [mem 0xf0000000-0xf7ffffff] (base 0xf0000000)",
+        "PCI: MMCONFIG for domain 0000 [bus 00-00] at [mem 0xf8000000-0xf80fffff] (base 0xf8000000)",
         "nvme nvme0: pci function 0000:02:00.0"]))
     assert [(f.model, f.secondary, f.subordinate, f.pcie) for f in log.functions] == [("bridge", 2, 5, True), ("bridge", 16, 16, False)]
-    assert [(e.base, e.last) for e in log.ecams][-1] == (0xF0000000, 127)
+    assert [(e.base, e.last) for e in log.ecams][-2:] == [(0xF0000000, 127), (0xF8000000, 0)]
     assert log.nvme == [(0, source("02:00.0"))] and log.root_buses == {0x7F}
 
 
 def test_of_two_boots_the_one_with_the_first_whole_map_counts() -> None:
     boot = ("Linux version 6.{n}\nBIOS-e820: [mem 0x0-0x9ffff] usable\nBIOS-e820: [mem 0x100000-0x7{n}ffffff] usable\n"
             "DMAR: DRHD base: 0x000000fed9{n}000 flags: 0x1\n")
-    log = parse_log(boot.format(n=1) + boot.format(n=2))
+    log = parse_log(boot.format(n=1) + boot.format(n=2) + boot.format(n=3))
     assert log.map and log.map.entries[1].end == 0x72000000 and list(log.units) == [0xFED91000]
     torn = "DMAR: DRHD base: 0x000000fed93000 flags: 0x1\nLinux version 6.0\n"
     wrapped = parse_log(torn + boot.format(n=1))

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from hvcore.errors import BadMachine
-from hvcore.machine.description import MachineDescription, PciDescription
+from hvcore.machine.description import BarDescription, MachineDescription, PciDescription
 from hvcore.machine.topology import Topology
 from hvcore.sources import images_dir, load, shipped
+from hvcore.sources.pci_tree import place_bars
 from hvcore.spec.dmar import Dmar, Drhd, Scope, build, parse
 from hvcore.spec.pci import format_bdf, parse_bdf
 
@@ -266,6 +267,46 @@ def test_an_nvme_that_is_only_named_gets_a_way_to_its_bus(tmp_path: Path) -> Non
     machine = load(log)
     bridge = next(f for f in machine.pci if f.model == "bridge")
     assert models(machine)["nvme"] == "04:00.0" and (bridge.secondary, bridge.subordinate) == (4, 4)
+
+
+def test_of_several_files_the_best_map_is_used(tmp_path: Path) -> None:
+    (tmp_path / "e820.txt").write_text("BIOS-e820: [mem 0x0-0x9ffff] usable\n")
+    (tmp_path / "dmesg.txt").write_text(MAP + "NX protection: active\n")
+    machine = load(tmp_path)
+    assert machine.ram_bytes == 2 * GIB and any("of e820.txt differs from that of dmesg.txt" in a for a in machine.assumptions)
+
+
+def test_a_window_in_ram_is_not_believed(tmp_path: Path) -> None:
+    log = tmp_path / "dmesg"
+    log.write_text(MAP + "PCI: MMCONFIG for domain 0000 [bus 00-ff] at [mem 0x10000000-0x1fffffff] (base 0x10000000)\n")
+    ecam = load(log).ecam
+    assert ecam and ecam.base == 0xE0000000
+
+
+def bars(*given: BarDescription, model: str = "stub") -> list[tuple[int, int | None]]:
+    """Index and address of what is left of a function's BARs, with RAM in the first 2 GiB."""
+    done, _ = place_bars([PciDescription(8, 1, 2, 0x020000, model, bars=given)], [(0, 2 * GIB)])
+    return [(b.index, b.address) for b in done[0].bars]
+
+
+def test_bars_that_cannot_be() -> None:
+    assert bars(BarDescription(0, "mem64", 0x4000, 0x90000000), BarDescription(1, "mem32", 0x1000, 0x91000000)) == [(0, 0x90000000)]
+    assert bars(BarDescription(0, "mem32", 0x3000, 0x90000000), BarDescription(5, "mem32", 16, 0x91000000)) == [(5, 0x91000000)]
+    assert bars(BarDescription(4, "mem64", 0x4000, 0x90000000), BarDescription(5, "mem64", 0x4000, 0x91000000)) == [(4, 0x90000000)]
+    three = (BarDescription(i, "mem32", 16, 0x90000000 + 16 * i) for i in range(3))
+    assert bars(*three, model="bridge") == [(0, 0x90000000), (1, 0x90000010)]
+    assert bars(BarDescription(0, "io", 4, 0xE000), BarDescription(1, "io", 2, 0xE100)) == [(0, 0xE000)]
+
+
+def test_addresses_that_cannot_be() -> None:
+    in_ram, unaligned, apic, beyond_cpu, rom = 0x70000000, 0x90001000, 0xFEE00000, 1 << 40, (1 << 32) - 0x1000
+    for size, address in ((0x4000, in_ram), (0x4000, unaligned), (0x1000, apic), (1 << 39, beyond_cpu), (0x1000, rom)):
+        assert bars(BarDescription(0, "mem64", size, address)) == [(0, None)]
+    assert bars(BarDescription(0, "mem64", 1 << 39, 1 << 39)) == [(0, 1 << 39)]
+    assert bars(BarDescription(0, "mem32", 0x1000, 1 << 32)) == [(0, None)]
+    twice = (BarDescription(i, "mem32", 0x1000, 0x90000000) for i in range(2))
+    assert bars(*twice) == [(0, 0x90000000), (1, None)]
+    assert bars(BarDescription(0, "io", 0x20, 0x40), BarDescription(1, "io", 0x100, 0xFF00)) == [(0, None), (1, 0xFF00)]
 
 
 def summed(table: bytes) -> bytes:

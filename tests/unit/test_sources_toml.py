@@ -75,7 +75,7 @@ def test_every_key(tmp_path: Path) -> None:
         Rmrr(1, 0x7FF80000, 0x7FF8FFFF, (Scope(1, 0, 0, ((0x1D, 0),)),)), Atsr(1, 0, (Scope(2, 0, 0, ((1, 0),)),)), Rhsa(0xFED90000, 2))
     bridge, nvme = (next(f for f in machine.pci if f.source == s) for s in (0xE0, 0x300))
     assert (bridge.model, bridge.secondary, bridge.subordinate) == ("bridge", 3, 5)
-    assert (bridge.revision, bridge.subsystem) == (0xF1, (0x1458, 0x5001))
+    assert (bridge.revision, bridge.subsystem, bridge.pcie) == (0xF1, (0x1458, 0x5001), True)
     assert (nvme.model, nvme.bars) == ("nvme", (BarDescription(0, "mem64", 0x4000, 0xDF200000, True),))
 
 
@@ -148,6 +148,8 @@ MISTAKES = {
     LEAST + "ecam = 3": "ecam: must be a table with base, first, last",
     LEAST + "[ecam]": "ecam.base: is missing",
     LEAST + "[ecam]\nbase = 0xf000_0000": "ecam.base: 0xf0000000 with buses 0-255",
+    LEAST + "[ecam]\nbase = 0xc008_0000": "ecam.base: 0xc0080000",
+    LEAST + "[ecam]\nbase = 0xc000_0000\nfirst = 3\nlast = 2": "ecam.base: 0xc0000000 with buses 3-2",
     LEAST + "[ecam]\nbase = 0x7000_0000": r"ecam: \[0x70000000, 0x80000000\) overlaps .* which is RAM",
     LEAST + "[ecam]\nbase = 0xe000_0000\nend = 3": "ecam.end: there is no such key here: did you mean",
     LEAST + "[[unit]]": r"unit\[0\].base: is missing",
