@@ -10,7 +10,6 @@ from enum import Enum
 from typing import Any
 
 from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
-from unicorn import unicorn_const as uc_const
 from unicorn import x86_const as x86
 
 from ..spec.svm import EFER, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, SaveArea
@@ -182,9 +181,10 @@ class Cpu:
             self._stop = Stop(kind, detail, self.rip, False)
         self.uc.emu_stop()
 
-    def flush_tlb(self) -> None:
-        """After tables of the host were edited from outside."""
-        self.uc.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called and `run` has not yet told so."""
+        return self._stop is not None
 
     def close(self) -> None:
         """Lets go of the emulator and of the machine's memory."""

@@ -136,8 +136,8 @@ class Pc:
             guard.cancel()
 
     def _wait(self) -> bool:
-        """The processor halts: time jumps from timer to timer until an interrupt waits.  False where none will come."""
-        while self.interrupts.pending() is None:
+        """The processor halts: time jumps from timer to timer until an interrupt waits or it is told to stop.  False where neither comes."""
+        while self.interrupts.pending() is None and not self.cpu.stopping:
             if not self.clock.skip():
                 return False
         return True

@@ -134,3 +134,20 @@ def test_a_stop_before_the_run_counts(cpu):
     assert run(cpu, HLT).detail == "early"
 
 
+
+
+def test_a_halt_that_no_interrupt_ends_is_ended_by_the_limit():
+    """The 8254 ticks for ever and its line is masked: time passes, nothing wakes the processor."""
+    from hvcore.machine.pc import Pc
+    from hvcore.sources import load
+    pc = Pc(load("q35-2g"))
+    for port, value in ((0x43, 0x34), (0x40, 0), (0x40, 1), (0x21, 0xFF), (0xA1, 0xFF)):
+        pc.bus.port_write(port, 1, value)
+    pc.memory.write(LOW, HLT + HLT)
+    pc.memory.write64(TABLES, TABLES + 0x1003)
+    pc.memory.u64(TABLES + 0x1000, 512)[:] = [i * GIB | 0x83 for i in range(512)]
+    pc.cpu.start(LOW, TABLES, HSAVE)
+    stop = pc.run(0.3)
+    assert stop is not None
+    assert stop.kind is StopKind.TIMEOUT
+    pc.close()
