@@ -15,12 +15,14 @@ from typing import Any
 
 from . import outcome
 from .errors import BadMachine, HvlabError, Unreadable
+from .inspect.records import html_table
 from .machine.cpu import StopKind
 from .machine.description import MachineDescription
 from .machine.pc import Pc
 from .run import Run
 from .sources import images_dir, load
 from .spec.linuxboot import Elf, load_elf
+from .spec.pci import format_bdf
 from .vmm.config import Config
 from .vmm.core import Core
 from .vmm.exits import Exits, GuestDead
@@ -205,11 +207,21 @@ class Machine:
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         self.close()
 
-    def __repr__(self) -> str:
+    def _facts(self) -> list[tuple[str, str]]:
+        """What to show of it, as (what, how it is)."""
         d = self.description
+        functions = f"{len(d.pci)}, NVMe at {', '.join(format_bdf(f.source) for f in d.pci if f.model == 'nvme') or 'none'}"
+        units = ", ".join(f"{u.base:#x} (CAP {u.cap:#x}, ECAP {u.ecap:#x})" for u in d.units) or "none"
         state = f"{self.run.outcome}: {self.run.why}" if self.run else "not booted"
-        units = ", ".join(f"{u.base:#x}" for u in d.units) or "none"
-        return f"Machine {self.name}: {d.ram_bytes / (1 << 30):g} GiB of RAM, remapping units {units}; {state}"
+        return [("RAM", f"{d.ram_bytes / (1 << 30):.6g} GiB"), ("remapping units", units), ("PCI functions", functions), ("source", d.source),
+                ("state", state), *(("assumed", text) for text in self.assumptions)]
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Machine {self.name}", *(f"  {what:15}  {how}" for what, how in self._facts() if how)])
+
+    def _repr_html_(self) -> str:
+        rows = [row for row in self._facts() if row[1]]
+        return html_table(f"Machine {self.name}", ("what", "how it is"), rows, (False, False), row_heads=True)
 
 
 def lab_guest() -> Elf:
