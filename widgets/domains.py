@@ -20,7 +20,7 @@ COLUMNS = {"PCI functions": (4, 200), "unit": (240, 150), "domain": (426, 132), 
 SHOWN_FUNCTIONS, SHOWN_RUNS, A_LINE = 12, 6, 3
 GAP = 16.0
 NO_UNIT = "no remapping unit: every device reaches all memory"
-_OFF, _BLOCKED = "translation is off", "no context entry: all blocked"
+_OFF, _BLOCKED, _EMPTY = "translation is off", "no context entry: all blocked", "covers no function that is here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def _paths(unit: Unit, domains: Sequence[Domain]) -> Iterator[Path]:
         yield Path(unit, tuple(domain.devices), domain)
     rest = sorted(set(unit.devices) - {source for domain in here for source in domain.devices})
     if rest or not here:
-        yield Path(unit, tuple(rest), None, _BLOCKED)
+        yield Path(unit, tuple(rest), None, _BLOCKED if rest else _EMPTY)
 
 
 def _unit(drawing: Drawing, unit: Unit, paths: Sequence[Path], y: float) -> float:
@@ -87,10 +87,9 @@ def _path(drawing: Drawing, path: Path, middle: float, unit_middle: float) -> No
     x, width = COLUMNS["PCI functions"]
     drawing.box(x, middle - box_height(lines) / 2, width, lines, " ".join(devices([source]) for source in path.functions))
     ux, uwidth = COLUMNS["unit"]
-    blocked = path.fate == _BLOCKED
-    drawing.link(x + width, middle, ux, unit_middle, dashed=blocked, tip=path.fate)
+    drawing.link(x + width, middle, ux, unit_middle, dashed=path.fate in (_BLOCKED, _EMPTY), tip=path.fate)
     if path.domain is None:
-        if not blocked:
+        if path.fate == _OFF:
             drawing.link(ux + uwidth, unit_middle, COLUMNS["memory"][0], middle, dashed=True, tip=_OFF)
             _run(drawing, UNTRANSLATED, "everything", middle)
         return
@@ -146,7 +145,7 @@ def _function_lines(path: Path) -> list[str]:
     lines = [_count(path)] + ["  ".join(names[i:i + A_LINE]) for i in range(0, len(names), A_LINE)]
     if count > SHOWN_FUNCTIONS:
         lines.append(f"and {count - SHOWN_FUNCTIONS} more")
-    return lines + ([path.fate] if path.fate == _BLOCKED else [])
+    return lines + ([path.fate] if path.fate in (_BLOCKED, _EMPTY) else [])
 
 
 def _unit_lines(unit: Unit) -> list[str]:

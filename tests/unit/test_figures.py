@@ -201,6 +201,12 @@ def test_a_domain_with_many_runs_and_functions_says_what_it_leaves_out():
     assert {"and 34 more runs", "and 80 more", "92 functions"} <= set(words(figure))
 
 
+def test_a_unit_that_covers_nothing_blocks_nobody():
+    figure = domains_figure([unit(devices=())], [])
+    assert {"0 functions", "covers no function that is here"} <= set(words(figure))
+    assert "blocked" not in figure.alt
+
+
 def test_a_refused_domain_and_a_machine_without_units():
     figure = domains_figure([unit()], [domain(NOTHING, problem="translation type 3 is reserved: requests fault with reason 0x3")])
     assert {"every request is refused", "see its remark"} <= set(words(figure))
