@@ -213,8 +213,8 @@ class Machine:
         functions = f"{len(d.pci)}, NVMe at {', '.join(format_bdf(f.source) for f in d.pci if f.model == 'nvme') or 'none'}"
         units = ", ".join(f"{u.base:#x} (CAP {u.cap:#x}, ECAP {u.ecap:#x})" for u in d.units) or "none"
         state = f"{self.run.outcome}: {self.run.why}" if self.run else "not booted"
-        return [("RAM", f"{d.ram_bytes / (1 << 30):.6g} GiB"), ("remapping units", units), ("PCI functions", functions), ("source", d.source),
-                ("state", state), *(("assumed", text) for text in self.assumptions)]
+        facts = [("RAM", f"{d.ram_bytes / (1 << 30):.6g} GiB"), ("remapping units", units), ("PCI functions", functions)]
+        return [*facts, ("source", d.source), ("state", state), *(("assumed", text) for text in self.assumptions)]
 
     def __repr__(self) -> str:
         return "\n".join([f"Machine {self.name}", *(f"  {what:15}  {how}" for what, how in self._facts() if how)])

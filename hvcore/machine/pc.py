@@ -136,7 +136,7 @@ class Pc:
             guard.cancel()
 
     def _wait(self) -> bool:
-        """The processor halts: time jumps from timer to timer until an interrupt waits or somebody says stop.  False where neither comes."""
+        """The processor halts: time jumps from timer to timer until an interrupt waits or somebody says stop; False where none comes."""
         while self.interrupts.pending() is None and not self.cpu.stopping:
             if not self.clock.skip():
                 return False
