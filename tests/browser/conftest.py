@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from labserver import CHROMIUM_ARGUMENTS, Lab, running_lab
+
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="session")
