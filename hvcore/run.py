@@ -7,7 +7,7 @@ import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import outcome
 from .errors import HvlabError
@@ -35,6 +35,9 @@ from .vmm.core import Core
 from .vmm.layout import named_ranges
 
 __all__ = ["Console", "Guest", "Run", "VmmMemory"]
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T")
 
@@ -64,6 +67,13 @@ class Console:
 
     vmm: str
     guest: str
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """One row a line: which console, and the text."""
+        import pandas as pd
+        rows = [(name, line) for name, text in (("vmm", self.vmm), ("guest", self.guest)) for line in text.splitlines()]
+        return pd.DataFrame(rows, columns=["console", "text"])
 
     def __str__(self) -> str:
         return f"--- core\n{self.vmm.rstrip()}\n--- guest\n{self.guest.rstrip()}"

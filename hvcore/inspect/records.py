@@ -44,6 +44,12 @@ class Record:
         """Plain values: addresses as integers, ranges half-open."""
         return {c.name: c.value(self) for c in self.columns}
 
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """A pandas frame: of the record's parts where it has a `table` of them, else of itself, one row."""
+        table = getattr(self, "table", None)
+        return (table if isinstance(table, Records) else Records(type(self), [self])).frame
+
     def __str__(self) -> str:
         width = max(len(c.label) for c in self.columns)
         lines = [f"{c.label:<{width}}  {c.show(c.value(self))}".rstrip() for c in self.columns]
