@@ -136,6 +136,11 @@ def test_entries_that_cannot_be(entry: E820Entry, words: str) -> None:
         check_e820([entry], ["line 7"])
 
 
+def test_ram_may_reach_the_limit() -> None:
+    entry = E820Entry(0x100000000, 2 << 40, 1)
+    assert check_e820([entry]) == ((entry,), ())
+
+
 def test_a_map_needs_entries_and_not_thousands() -> None:
     with pytest.raises(BadMachine, match="this one 0"):
         check_e820([])

@@ -111,6 +111,7 @@ def test_lspci_verbose_agrees_with_the_kernel_on_the_same_machine() -> None:
     listed = {f.source: f for f in parse_lspci((folder / "lspci.txt").read_text())}
     logged = {f.source: f for f in parse_log((folder / "dmesg.txt").read_text()).functions}
     assert set(logged) == set(listed) and len(listed) == 87
+    assert not listed[source("00:1f.3")].pcie and listed[source("02:00.0")].pcie
     differing = set()
     for key, function in logged.items():
         other = listed[key]
@@ -128,6 +129,7 @@ def test_lspci_short() -> None:
         (source("00:00.0"), 0x8086, 0x29C0, 0x060000), (source("00:01.0"), 0x1B36, 0x0010, 0x010802),
         (source("00:1f.0"), 0x8086, 0x2918, 0x060100),
         (source("00:1f.2"), 0x8086, 0x2922, 0x010601), (source("00:1f.3"), 0x8086, 0x2930, 0x0C0500)]
+    assert all(f.pcie for f in functions), "the short form does not tell"
 
 
 def test_lspci_details() -> None:

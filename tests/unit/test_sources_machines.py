@@ -133,6 +133,20 @@ def test_registers_come_from_the_log_by_base() -> None:
     assert any("DMAR.dat has 160 bytes, the log's table 136" in a for a in surface.assumptions)
 
 
+@pytest.mark.parametrize(("name", "address"), [
+    ("hp-compaq-8000-elite-4g", 0xDD7A4000), ("gigabyte-b150m-16g", 0xA7E72000), ("supermicro-x10drl-64g", 0x6F7D1000),
+    ("dell-r630-64g", 0x7BAE9000)])
+def test_tables_lie_in_the_entry_of_the_real_ones(name: str, address: int) -> None:
+    assert load(name).acpi_address == address
+
+
+def test_the_width_where_the_log_lost_it(tmp_path: Path) -> None:
+    log = tmp_path / "dmesg"
+    units = (("fed90000", "c0000020660262"), ("fed91000", "8d2078c106f0466"))
+    log.write_text(MAP + "".join(f"DMAR: dmar0: reg_base_addr {base} ver 1:0 cap {cap} ecap f020df\n" for base, cap in units))
+    assert load(log).host_address_width == 48
+
+
 def test_devices_of_reserved_memory_that_linux_named() -> None:
     table = parse(load("gigabyte-b150m-16g").dmar or b"")
     assert [[s.path[0] for s in r.scopes] for r in table.rmrrs] == [[(0x14, 0)], [(2, 0)]]

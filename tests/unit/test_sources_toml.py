@@ -142,6 +142,7 @@ MISTAKES = {
     LEAST + "tolud = 0x8000_0001": "tolud: 0x80000001 is no multiple of 4096",
     LEAST + "ram_runs = [[0x1000, 0x80000000]]": "ram_runs: the first run must start at 0",
     LEAST + "ram_runs = [[0, 0x80000001]]": r"ram_runs\[0\]: .* whole pages",
+    LEAST + "ram_runs = [[0, 0x80000000], [0x90000000, 0x90000000]]": r"ram_runs\[1\]",
     LEAST + "ram_runs = [[0, 0x80000000], [0x70000000, 0x90000000]]": r"ram_runs\[1\]",
     LEAST + "ram_runs = [[0, 0x80000000], [0x100000000, 0x20000001000]]": "beyond the 2 TiB",
     LEAST + "acpi_address = 0x9000_0000": "acpi_address: 0x90000000 is no page of RAM",
