@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -137,7 +138,8 @@ def _lab(_options: argparse.Namespace) -> None:
     notebook = Path(__file__).resolve().parents[1] / "notebooks" / "00-workbench.ipynb"
     if not notebook.exists():
         raise HvlabError(f"{notebook} is missing: run hvlab from a checkout")
-    subprocess.run([sys.executable, "-m", "jupyterlab", str(notebook)], check=False)
+    as_root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    subprocess.run([sys.executable, "-m", "jupyterlab", *as_root, str(notebook)], check=False)
 
 
 if __name__ == "__main__":

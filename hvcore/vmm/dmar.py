@@ -101,7 +101,8 @@ def _first_hops(body: bytes, console: Console) -> frozenset[int] | None:
 # --- as it should be read
 
 def parse_by_the_book(memory: Memory, address: int, functions: list[Function], console: Console) -> list[Unit]:
-    """Every DRHD of the table, with all functions of segment 0 its scopes cover: the named ones and those behind named bridges."""
+    """Every DRHD of the table, with all functions of segment 0 its scopes cover: the named ones (an IOAPIC's function, too) and those
+    behind named bridges."""
     try:
         table = dmar.parse(memory.read(address, min(memory.read32(address + 4), acpi.LONGEST)))
     except (BadTable, Unreadable) as e:
@@ -113,7 +114,7 @@ def parse_by_the_book(memory: Memory, address: int, functions: list[Function], c
 
 def _covered(scope: Scope, functions: list[Function]) -> list[int]:
     """The functions that one scope covers: its path is walked bridge by bridge, by their secondary bus numbers."""
-    if scope.type not in (ScopeType.ENDPOINT, ScopeType.BRIDGE) or not scope.path:
+    if not scope.path:
         return []
     bridges = {f.source: f for f in functions if f.bridge}
     bus = scope.start_bus

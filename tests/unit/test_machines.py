@@ -29,6 +29,9 @@ def test_boots_to_an_outcome(name):
             assert on.console.guest == ""
         mended = machine.boot(Config(PROFILE="mended"))
         assert mended.outcome == "up", mended.why
+        for unit in mended.units:
+            contexts = {s for d in mended.domains if d.unit == unit.base for s in d.devices}
+            assert contexts == {s for s in unit.devices if not unit.segment}
         for domain in mended.domains:
             granted = [(r.start + r.offset, r.end + r.offset) for r in domain.runs if r.perm != "-"]
             assert not any(a < mended.vmm.base + mended.vmm.size and mended.vmm.base < b for a, b in granted)
