@@ -27,6 +27,7 @@ FILLS = {
     "rwx": Fill("read, write, execute", "#0072B2", "."),
     "rx": Fill("read, execute", "#0072B2", "\\"),
     "-": Fill("entry without access", "#CC79A7", "x"),
+    "one page": Fill("one and the same page everywhere", "#F0E442", "|"),
     "untranslated": Fill("not translated: everything allowed", "#D55E00", "-"),
     "mixed": Fill("several within one pixel", "#999999", "+"),
 }
@@ -49,6 +50,11 @@ class Span:
     perm: str
     target: int
     repeats: int
+
+    @property
+    def shown(self) -> str:
+        """How it is drawn: by its permission, unless all its pages lead to one page and so to nothing of what lies there."""
+        return "one page" if self.repeats > 1 else self.perm
 
     @property
     def lands(self) -> str:
@@ -154,7 +160,7 @@ def _lane(drawing: Drawing, place: Scale, name: str, pieces: Iterable[Piece], to
 
 def _pieces(lane: Lane, place: Scale) -> Iterator[Piece]:
     if len(lane.firsts) <= FEW:
-        yield from (Piece(span.start, span.end, span.perm, str(span)) for span in lane.spans)
+        yield from (Piece(span.start, span.end, span.shown, str(span)) for span in lane.spans)
     else:
         yield from _pixels(lane.runs, place)
 

@@ -162,6 +162,7 @@ def test_pages_that_all_lead_to_one_page_are_one_span():
     blank = [(VMM[0] + i * 4096, VMM[0] + (i + 1) * 4096, "r", 0x8000 - i * 4096) for i in range(32768)]
     figure = permissions_figure([Lane("guest CPU", Runs.of([(0, VMM[0], "rwx", 0), *blank]))], GUEST, VMM)
     assert "guest CPU: 0x77c00000-0x7fc00000 r, 128 MiB, to host-physical 0x77c08000, each page" in tips(figure)
+    assert "one and the same page everywhere" in figure.svg
     assert figure.alt.endswith("4 KiB of the VMM's memory among it")
 
 
