@@ -13,6 +13,7 @@ from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INT
 from unicorn import x86_const as x86
 
 from ..spec.svm import EFER, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, SaveArea
+from . import emulator
 from .bus import Bus
 from .clock import Clock
 from .events import deliver_injected_exception
@@ -63,7 +64,7 @@ class Cpu:
         self.exit: Exit = choose(self.uc, memory, public_only)
         self.rip = self.hsave = 0
         self._stop: Stop | None = None
-        self._running = False
+        self._running = self._closed = False
         self._hook()
         memory.listeners.append(self._written)
 
@@ -179,7 +180,8 @@ class Cpu:
         """Ends `run` at the next chance; the first reason given stays."""
         if self._stop is None:
             self._stop = Stop(kind, detail, self.rip, False)
-        self.uc.emu_stop()
+        if not self._closed:
+            self.uc.emu_stop()
 
     @property
     def stopping(self) -> bool:
@@ -187,9 +189,12 @@ class Cpu:
         return self._stop is not None
 
     def close(self) -> None:
-        """Lets go of the emulator and of the machine's memory."""
+        """Lets go of the emulator and of the machine's memory; it never runs again."""
         if self._written in self.memory.listeners:
             self.memory.listeners.remove(self._written)
+        if not self._closed:
+            self._closed = True
+            emulator.release(self.uc)
 
 
 def _map_memory(uc: Uc, memory: Memory) -> Iterator[tuple[int, int, int]]:

@@ -17,7 +17,7 @@ from unicorn import Uc
 from unicorn.unicorn_py3.unicorn import uclib
 from unicorn.x86_const import UC_X86_REG_RAX
 
-__all__ = ["Private", "find"]
+__all__ = ["Private", "find", "release"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,17 @@ def _offset(function: str, size: int, pattern: bytes) -> int | None:
         return None
     found = re.search(pattern, ctypes.string_at(address, size), re.DOTALL)
     return struct.unpack("<I", found[1])[0] if found else None
+
+
+def release(uc: Uc) -> None:
+    """Gives back what an emulator holds outside Python, at once; nothing of it may be used any more.
+
+    The library does that when its object goes, but object and hooks hold each other until the garbage collector comes by.  Where this
+    version keeps no such finalizer, it is left to that.
+    """
+    finalizer = getattr(uc, "_Uc__finalizer", None)
+    if finalizer is not None:
+        finalizer()
 
 
 def find(uc: Uc) -> Private | None:
