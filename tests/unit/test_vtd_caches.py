@@ -44,6 +44,14 @@ def test_not_present_to_present_needs_no_invalidation():
     assert bench.ask(0x8000) == 0xC000 and bench.ask(0x5000, source=OTHER) == 0x9000
 
 
+def test_a_page_in_the_interrupt_range_is_a_fault_and_is_not_remembered():
+    bench = Bench()
+    remap(bench, 5, 0xFEE0_0003)
+    assert bench.reason(0x5000) == 0xE
+    remap(bench, 5, 0x9003)
+    assert bench.ask(0x5000) == 0x9000
+
+
 def test_permissions_are_cached_as_they_were():
     bench = Bench()
     assert bench.ask(0x6000) == 0xA000

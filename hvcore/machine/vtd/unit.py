@@ -238,10 +238,7 @@ class RemappingUnit:
         if reason:
             return self._refuse(request, reason, context.fpd)
         assert mapping.base is not None, "a mapping that lets a request through has a page"
-        address = mapping.base + iova % mapping.size
-        if in_interrupt_range(address):
-            return self._refuse(request, FaultReason.INTERRUPT_RANGE, context.fpd)
-        return address
+        return mapping.base + iova % mapping.size
 
     def _fetch_context(self, source: int) -> Context:
         """A context from the tables; remembered if it is valid, or in caching mode."""
@@ -258,12 +255,15 @@ class RemappingUnit:
         return mapping
 
     def _refusal(self, mapping: Mapping, request: DmaRequest) -> FaultReason | None:
-        """Why a mapping refuses a request.  With CAP.ZLR a zero-length read passes where the page can be written."""
-        if request.access is Direction.WRITE:
-            return mapping.write
-        if not request.length and self._zlr and mapping.permission == W:
-            return None
-        return mapping.read
+        """Why a mapping refuses a request: the permission, or where it leads.
+
+        With CAP.ZLR a zero-length read passes where the page can be written.
+        """
+        reason = mapping.refusal(request.access)
+        if reason and not (not request.length and self._zlr and mapping.permission == W):
+            return reason
+        interrupt = mapping.base is not None and in_interrupt_range(mapping.base + request.iova % mapping.size)
+        return FaultReason.INTERRUPT_RANGE if interrupt else None
 
     def _refuse(self, request: DmaRequest, reason: FaultReason, fpd: bool) -> RemapFault:
         recorded = not (fpd and reason in FPD_SILENCES) and self._faults.record(request, reason)
