@@ -74,7 +74,10 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
 
 
 def _address(text: str) -> int:
-    return int(text, 0)
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address like 0x78415000") from None
 
 
 def _booted(options: argparse.Namespace) -> "tuple[Machine, Run]":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import outcome
-from .errors import HvlabError
+from .errors import BadTable, HvlabError
 from .inspect.diff import Change, diff_runs
 from .inspect.domains import Domain, read_domains
 from .inspect.dump import save_dump
@@ -25,9 +25,10 @@ from .inspect.scan import scan
 from .inspect.units import Unit, read_units
 from .machine.description import MachineDescription
 from .machine.firmware import read_e820
+from .machine.memory import Memory
 from .machine.pc import Pc
 from .spec.e820 import ENTRY_SIZE, E820Entry, unpack
-from .spec.linuxboot import BOOT_PARAMS_SIZE, E820_ENTRIES, E820_TABLE
+from .spec.linuxboot import BOOT_PARAMS_SIZE, E820_ENTRIES, E820_MAX, E820_TABLE
 from .spec.paging import NESTED
 from .spec.pci import format_bdf
 from .vmm.config import Config
@@ -159,7 +160,7 @@ class Run:
     def _maps(self) -> tuple[tuple[E820Entry, ...], tuple[E820Entry, ...]]:
         memory = self._machine.pc.memory
         at = self.core.boot_params if self.core else None
-        return read_e820(memory), _told(memory.read(at, BOOT_PARAMS_SIZE)) if at is not None else ()
+        return _firmware_map(memory), _told(memory.read(at, BOOT_PARAMS_SIZE)) if at is not None else ()
 
     @property
     def units(self) -> Records[Unit]:
@@ -280,9 +281,17 @@ class Run:
 _PARTS = ("ending", "e820", "units", "domains", "permissions", "cpu", "faults", "console", "vmm")
 
 
+def _firmware_map(memory: Memory) -> tuple[E820Entry, ...]:
+    """The map that firmware left; no entries where something has overwritten it."""
+    try:
+        return read_e820(memory)
+    except BadTable:
+        return ()
+
+
 def _told(boot_params: bytes) -> tuple[E820Entry, ...]:
     """The map that the loader left to the guest."""
-    return unpack(boot_params[E820_TABLE:E820_TABLE + ENTRY_SIZE * boot_params[E820_ENTRIES]])
+    return unpack(boot_params[E820_TABLE:E820_TABLE + ENTRY_SIZE * min(boot_params[E820_ENTRIES], E820_MAX)])
 
 
 def _sentence(fault: Fault) -> str:

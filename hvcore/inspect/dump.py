@@ -113,7 +113,8 @@ def load_npz(path: Path | str) -> PageStore:
 
 
 def _torn(path: Path, error: Exception) -> BadTable:
-    return BadTable(f"{path} is not a readable .npz file: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return BadTable(f"{path} is not a readable .npz file: {'it holds no arrays of numbers' if 'pickle' in why else why}")
 
 
 def _checked(path: Path, name: str, array: NDArray[np.generic], dimensions: int) -> U64:

@@ -1,6 +1,7 @@
 """The disk behind the NVMe controllers: reproducible content or a file's, with what was written kept in memory."""
 
 import os
+import stat
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -121,8 +122,11 @@ class Disk:
 
 
 def _open(image: str) -> int:
-    """A read-only descriptor of a disk image."""
+    """A read-only descriptor of a disk image.  A pipe is not waited for: only a regular file is one."""
     try:
+        if not stat.S_ISREG(os.stat(image).st_mode):
+            raise BadMachine(f"the disk image {image} is not a file: correct `image` in the machine's [disk]")
         return os.open(image, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except OSError as e:
-        raise BadMachine(f"the disk image {image} cannot be opened ({e.strerror}): correct `image` in the machine's [disk]") from e
+    except (OSError, ValueError) as e:
+        why = e.strerror if isinstance(e, OSError) else e
+        raise BadMachine(f"the disk image {image} cannot be opened ({why}): correct `image` in the machine's [disk]") from e

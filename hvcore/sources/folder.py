@@ -15,6 +15,7 @@ from ..machine.description import MachineDescription, PciDescription
 from ..spec.e820 import E820Entry
 from .assemble import NO_MAP, Findings, describe
 from .e820_lines import LoggedMap
+from .files import read_table
 from .kernel_log import KernelLog, LoggedUnit, parse_log, read_text
 from .lspci import parse_lspci, parse_qemu_pci
 
@@ -52,12 +53,7 @@ def _optional(path: Path) -> str:
 
 
 def _table(path: Path) -> bytes | None:
-    if not path.exists():
-        return None
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise BadMachine(f"{path}: cannot be read ({e.strerror})") from e
+    return read_table(path) if path.exists() else None
 
 
 def _source(path: Path) -> str:

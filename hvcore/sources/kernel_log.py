@@ -14,6 +14,7 @@ from ..errors import BadMachine
 from ..machine.description import BarDescription, EcamDescription, PciDescription
 from ..spec.pci import parse_bdf
 from .e820_lines import LoggedMap, read_maps
+from .files import read_bytes
 
 __all__ = ["KernelLog", "LoggedUnit", "decode", "parse_log", "read_text"]
 
@@ -97,14 +98,7 @@ def decode(data: bytes) -> str:
 
 def read_text(path: Path) -> str:
     """A text file's content.  Raises `BadMachine` for what is no readable file, is compressed, or is too large to be a log."""
-    try:
-        if not path.is_file():
-            raise BadMachine(f"{path}: not a file")
-        if path.stat().st_size > _MOST_BYTES:
-            raise BadMachine(f"{path}: {path.stat().st_size >> 20} MiB are too many for a log: give the part from one boot")
-        data = path.read_bytes()
-    except OSError as e:
-        raise BadMachine(f"{path}: cannot be read ({e.strerror})") from e
+    data = read_bytes(path, _MOST_BYTES, "a log: give the part from one boot")
     if data[:2] == b"\x1f\x8b":
         raise BadMachine(f"{path}: compressed with gzip: unpack it first")
     return decode(data)

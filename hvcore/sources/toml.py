@@ -58,6 +58,7 @@ from ..spec.dmar import Atsr, Dmar, Drhd, Rhsa, Rmrr, Scope, ScopeType, Structur
 from ..spec.e820 import E820Entry, E820Type, type_name
 from ..spec.pci import parse_bdf
 from .dmar_lines import check_units, units_of
+from .files import read_table
 from .kernel_log import LoggedUnit, read_text
 from .located import located
 from .memory_map import FOUR_GIB, Range, acpi_place, check_bootable, check_e820, dram_runs, free_ecam, guess_ecam, overlaps
@@ -230,10 +231,8 @@ def _dmar(root: Reader) -> tuple[Dmar | None, bytes | None]:
             if key in root:
                 root.fail(key, f"dmar = {root.text('dmar')!r} already says it all: leave one out")
         file = root.path.parent / root.text("dmar")
-        try:
-            raw = file.read_bytes()
-        except (OSError, ValueError) as e:
-            root.fail("dmar", f"{file} cannot be read ({e})")
+        with located(f"{root.path}: dmar"):
+            raw = read_table(file)
         with located(file):
             return parse(raw), raw
     if "unit" not in root:
