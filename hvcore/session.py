@@ -115,6 +115,8 @@ class Machine:
             self._pc.cpu.on_door = self._on_door
             phases("guest runs")
             self._go()
+            if self._pc.reset_requested:
+                self._ended = outcome.Ending("guest-crash", "the guest reset the machine before it waited for input")
         phases("")
         self.run.timings = phases.seconds | {"total": sum(phases.seconds.values())}
         return self.run

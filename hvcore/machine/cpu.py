@@ -120,8 +120,12 @@ class Cpu:
 
     def _enter_guest(self, vmcb: int) -> None:
         """The processor's part of VMRUN that the emulator leaves out; RAX in the save area is the VMCB of the last entry."""
-        if self.memory.backed(vmcb, PAGE):
-            deliver_injected_exception(self.memory, vmcb)
+        if not self.memory.backed(vmcb, PAGE):
+            return
+        vector = deliver_injected_exception(self.memory, vmcb)
+        if vector is not None:
+            rip = self.memory.read64(vmcb + SaveArea.RIP)
+            self.stop(StopKind.CRASH, f"triple fault: the guest's descriptor tables cannot take exception {vector} of RIP {rip:#x}")
 
     def _crash(self, what: str) -> None:
         guest, rip = self.in_guest(), self.uc.reg_read(x86.UC_X86_REG_RIP)

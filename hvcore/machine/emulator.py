@@ -1,9 +1,9 @@
 """What is private in the emulator, in one place: where it lies is read out of the machine code of functions the library exports.
 
 Unicorn hands a #VMEXIT to a hook (interrupt 0x100 + exit code) and stops short of the world switch.  The library's own exported function
-`x86_cpu_do_interrupt_x86_64` finishes it; it needs the pointer to the emulated processor, and a flag cleared after every INT n.  Both
-offsets are found and checked here at start; where they do not fit (another platform or version), `find` says so and the caller uses the
-public interface alone (`vmexit.PublicExit`).
+`x86_cpu_do_interrupt_x86_64` finishes it; it needs the pointer to the emulated processor.  Its offset is found and checked here at start (a
+flag the function reads must be 0 or 1 there); where that does not fit (another platform or version), the caller uses the public interface
+alone (`vmexit.PublicExit`).
 """
 
 import ctypes
@@ -26,16 +26,11 @@ class Private:
 
     handle: int
     cpu: int
-    exception_is_int: ctypes.c_uint32
     no_exit_request: ctypes.c_uint8 | None
 
     def finish_exit(self) -> None:
         """The hardware's part of a #VMEXIT: guest state and EXITCODE into the VMCB, host state from the save area, TLB."""
         _function("x86_cpu_do_interrupt_x86_64", ctypes.c_void_p)(self.cpu)
-
-    def clear_int(self) -> None:
-        """The last INT n is over: the next exit's RIP is not the one behind it."""
-        self.exception_is_int.value = 0
 
     def drop_code(self, start: int, end: int) -> None:
         """Forgets translated code of [start, end), counted in the emulator's RAM blocks; allowed inside hooks."""
@@ -84,9 +79,8 @@ def find(uc: Uc) -> Private | None:
     cpu = ctypes.c_void_p.from_address(handle + at_cpu).value
     if not cpu:
         return None
-    flag = ctypes.c_uint32.from_address(cpu + at_int)
-    if flag.value not in (0, 1):
+    if ctypes.c_uint32.from_address(cpu + at_int).value not in (0, 1):
         return None
     at_exit = _offset("check_exit_request_x86_64", 32, rb"\x80[\xb8-\xbf](....)\x00")
     no_exit = ctypes.c_uint8.from_address(handle + at_exit) if at_exit is not None and at_exit < 0x4000 else None
-    return Private(handle, cpu, flag, no_exit)
+    return Private(handle, cpu, no_exit)

@@ -17,20 +17,21 @@ _INTERRUPT_GATE, _TRAP_GATE = 0xE, 0xF
 DOUBLE_FAULT = 8
 
 
-def deliver_injected_exception(memory: Memory, vmcb: int) -> None:
+def deliver_injected_exception(memory: Memory, vmcb: int) -> int | None:
     """If the VMCB at `vmcb` (host-physical) asks for an exception, moves the guest into its handler: frame on its stack, RIP, RFLAGS, CS.
 
-    Where the guest's descriptor tables or stack cannot take it, a double fault is tried; where that fails too, EVENTINJ stays and the
-    processor shuts down on it.
+    Where the guest's descriptor tables or stack cannot take it, a double fault is tried.  Returns the exception's vector where that fails,
+    too: the processor shuts down (a triple fault); None where all is well.
     """
     guest = _Guest(memory, vmcb)
     event = guest.get(ControlArea.EVENTINJ)
     if not event & EVENT_VALID or event & _TYPE != EVENT_EXCEPTION:
-        return
+        return None
     code = event >> 32 if event & EVENT_ERROR_CODE else None
     vector = event & 0xFF
-    if guest.deliver(vector, code) or vector != DOUBLE_FAULT and guest.deliver(DOUBLE_FAULT, 0):
-        guest.put(ControlArea.EVENTINJ, 0)
+    guest.put(ControlArea.EVENTINJ, 0)
+    delivered = guest.deliver(vector, code) or vector != DOUBLE_FAULT and guest.deliver(DOUBLE_FAULT, 0)
+    return None if delivered else vector
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,21 @@ def test_a_dead_guest_is_told(machine):
         run.guest.command("help")
 
 
+@pytest.mark.parametrize(("code", "why"), [
+    ("0f0b", "triple fault: the guest's descriptor tables cannot take exception 6 of RIP 0x1000000"), ("31c9f7f1", "exception 0"),
+    ("b9170101c00f32", "exception 13"), ("48b8ffffffffffffffffffe0", "exception 14"), ("0f01d8", "exception 6"),
+    ("cd21", "exception 33"), ("faf4", "interrupts off"), ("fbf4", "will not come"), ("b00666baf90ceef4", "reset the machine")])
+def test_a_guest_that_dies_at_once(code, why):
+    """Machine code for a guest: UD2, a division by 0, RDMSR of VM_HSAVE_PA, a jump beyond the canonical, VMRUN, INT 21h, halts, a reset."""
+    from hvcore.spec.linuxboot import Elf, Segment
+    guest = Elf(0x1000000, (Segment(0x1000000, bytes.fromhex(code), 4096),))
+    with Machine.load("q35-2g") as m:
+        run = m.boot(Config(VTD_TRANS=True), guest=guest)
+        assert run.outcome == "guest-crash"
+        assert why in run.why
+        assert len(run.domains) == 1
+
+
 def test_a_reset_boots_again(machine):
     run = machine.boot(Config(VTD_TRANS=True))
     run.guest.command("reboot")
