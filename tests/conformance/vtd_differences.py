@@ -115,18 +115,15 @@ class WideInvalidator(Invalidator):
 
     def invalidate_contexts(self, granularity: int, did: int, source: int, fm: int) -> int:
         unit = self.unit
-        if granularity == 2 and unit.on("context-invalidation-wide"):
-            granularity = 1
-        if granularity == 3 and unit.on("context-invalidation-wide"):
-            for one in SOURCES:
-                if one & ~FUNCTION_MASK[fm] == source & ~FUNCTION_MASK[fm]:
-                    unit.contexts.entries.pop(one, None)
-                    unit.switch(one)
-            return granularity
-        done = super().invalidate_contexts(granularity, did, source, fm)
-        for one in SOURCES if granularity == 1 else ():
-            unit.switch(one)
-        return done
+        dids = {did}
+        if granularity in (2, 3) and unit.on("context-invalidation-wide"):
+            dids = {c.did for c in unit.contexts.entries.values()}
+        for one in dids:
+            super().invalidate_contexts(granularity, one, source, fm)
+        for one in SOURCES:
+            if granularity in (1, 2) or (granularity == 3 and not (one ^ source) & ~FUNCTION_MASK[fm]):
+                unit.switch(one)
+        return granularity
 
 
 class CollapsingLog(FaultLog):

@@ -143,12 +143,20 @@ def _data() -> bytes:
 _DATA = _data()
 _TOKENS = {token(device, slot): (device, slot) for device in range(len(SOURCES)) for slot in range(SLOTS)}
 _TOKEN_MARK = np.uint64(0x7E57)
+_OWN = (range(TABLES, TABLES + TABLE_PAGES * PAGE), range(DATA, DATA + DATA_PAGES * PAGE), range(PALETTE, DUMP + len(SOURCES) * PAGE))
 
 
 def pages_of(scene: Scene) -> dict[int, bytes]:
     """Every page of `TABLES` and `DATA` as a scene starts."""
     tables = {a: scene.tables.get(a, bytes(PAGE)) for a in range(TABLES, TABLES + TABLE_PAGES * PAGE, PAGE)}
     return tables | {DATA + at: _DATA[at:at + PAGE] for at in range(0, len(_DATA), PAGE)}
+
+
+def strays(scene: Scene) -> list[int]:
+    """Where else in RAM a write of a scene may land: through a large page, or untranslated."""
+    iovas = [a.iova for a in scene.requests if a.write]
+    places = {p for i in iovas for p in (i, i & (1 << 30) - 1, DATA | i & (1 << 21) - 1, TABLES | i & (1 << 21) - 1)}
+    return sorted(p for p in places if p < RAM and not any(r.start <= p < r.stop for r in _OWN))
 
 
 def landings(regions: Iterable[tuple[int, bytes]]) -> dict[tuple[int, int], int]:
@@ -301,7 +309,7 @@ class QemuUnit:
                 self._exchange(f"writeq {operation.address:#x} {operation.value:#x}\n")
             else:
                 self.write(operation.offset, operation.width, operation.value)
-        return self._finish(log)
+        return self._finish(log, strays(scene))
 
     def _start(self, scene: Scene) -> None:
         for address, data in pages_of(scene).items():
@@ -310,18 +318,26 @@ class QemuUnit:
         for offset, width, value in _switch_on(scene.root):
             self.write(offset, width, value)
 
-    def _finish(self, log: _Log) -> list[Outcome]:
+    def _finish(self, log: _Log, places: list[int]) -> list[Outcome]:
         self.write(GCMD, 4, 0)
         self._exchange(f"writeq {self._record_high:#x} {F:#x}\nwritel {BASE + FSTS:#x} 0x7f\n")
         self._buffers(_WRITE, DUMP)
         slots = np.frombuffer(self._read_memory(DUMP, PAGE * len(SOURCES)), np.uint64).reshape(len(SOURCES), -1, 2)[:, :, 0].tolist()
-        landed = landings((a, self._read_memory(a, n * PAGE)) for a, n in ((TABLES, TABLE_PAGES), (DATA, DATA_PAGES)))
+        landed = landings((r.start, self._read_memory(r.start, len(r))) for r in _OWN[:2])
+        landed |= landings(zip(places, self._clear(places), strict=True))
 
         def read(device: int, slot: int) -> int:
             word: int = slots[device][slot]
             return 0 if word == token(device, slot) else word
 
         return log.outcomes(read, landed)
+
+
+    def _clear(self, places: list[int]) -> list[bytes]:
+        """Words of memory as they were, and zero from now on."""
+        words = self._exchange("".join(f"readq {p:#x}\n" for p in places))
+        self._exchange("".join(f"writeq {p:#x} 0\n" for p, word in zip(places, words, strict=True) if word))
+        return [word.to_bytes(8, "little") for word in words]
 
 
 def _switch_on(root: int) -> Sequence[tuple[int, int, int]]:
@@ -335,6 +351,7 @@ _MEMORY = Memory([(0, RAM)])
 def run_ours(scene: Scene, variant: Variant, cap: int, ecap: int, make: MakeUnit = RemappingUnit) -> list[Outcome]:
     """Plays a scene on a unit of ours, new from `make`, with QEMU's capability registers."""
     memory = _MEMORY
+    memory.reset()
     for address, data in pages_of(scene).items():
         memory.write(address, data)
     unit = make(UnitDescription(BASE, cap, ecap), memory, variant.aw_bits)
@@ -355,7 +372,8 @@ def run_ours(scene: Scene, variant: Variant, cap: int, ecap: int, make: MakeUnit
             memory.write64(operation.address, operation.value)
         else:
             unit.mmio_write(operation.offset, operation.width, operation.value)
-    landed = landings((a, memory.read(a, n * PAGE)) for a, n in ((TABLES, TABLE_PAGES), (DATA, DATA_PAGES)))
+    landed = landings((start, memory.read(start, length)) for start, length in (
+        *((r.start, len(r)) for r in _OWN[:2]), *((p, 8) for p in strays(scene))))
     return log.outcomes(lambda device, slot: data_read[device, slot], landed)
 
 

@@ -17,10 +17,13 @@ CONTEXTS = {0: TABLES + PAGE, 5: TABLES + 2 * PAGE}
 IVA, IOTLB = 0xF0, 0xF8
 Operations = list[Poke | Write | Ask]
 _INDEXES = (0, 1, 3, 5, 0x100, 511)
+_MIDDLE = (0, 1, 3, 5, 0x100, 508)
+"""At level 2 not the last: nothing passed through may reach QEMU's ROM below 4 GiB."""
+_Noise = tuple[tuple[int, tuple[int, ...]], ...]
 _ADDRESS_NOISE = (12, 13, 14, 15, 28, 29, 30, 32, 36, 38, 39, 40, 44, 47, 48, 51)
 _FLAG_NOISE = (0, 0, 1, 1, 2, 3, 7, 7, 8, 9, 10, 11, 52, 58, 61, 62, 63)
-_CONTEXT_NOISE = ((0, (0, 1, 1, 2, 3, 4, 7, 11, 12, 13, 28, 38, 39, 47, 48, 52, 63)), (8, (0, 1, 2, 3, 6, 7, 8, 9, 23, 24, 40, 63)))
-_ROOT_NOISE = ((0, (0, 1, 5, 11, 28, 38, 39, 47, 63)), (8, (0, 12, 63)))
+_CONTEXT_NOISE: _Noise = ((0, (0, 1, 1, 2, 3, 4, 7, 11, 12, 13, 28, 38, 39, 47, 48, 52, 63)), (8, (0, 1, 2, 3, 6, 7, 8, 9, 23, 24, 40, 63)))
+_ROOT_NOISE: _Noise = ((0, (0, 1, 5, 11, 28, 38, 39, 47, 63)), (8, (0, 12, 63)))
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class _Random:
 
     def _iova(self, levels: int) -> int:
         r = self.random
-        iova = r.choice(_INDEXES) << 30 | r.choice(_INDEXES) << 21
+        iova = r.choice(_INDEXES) << 30 | r.choice(_MIDDLE) << 21
         return iova | (r.choice(_INDEXES) << 39 if levels == 4 else 0)
 
     def _attach(self, device: int) -> tuple[int, int, int]:
@@ -140,7 +143,10 @@ class _Random:
             self._flip(ROOT + 16 * r.choice((0, 5)) + word, bits)
 
     def _noisy(self, entry: int) -> int:
-        """An entry with one bit wrong, or all.  One into the interrupt range stays: as a table it would be read from the local APIC."""
+        """An entry with one bit wrong, or all.
+
+        One into the interrupt range keeps its SP bit, so that it never counts as a table, which QEMU would read from the local APIC.
+        """
         r = self.random
         if in_interrupt_range(entry & ADDRESS):
             return entry
@@ -174,7 +180,7 @@ class _Random:
         if r.random() < .8:
             return iova
         return r.choice((iova ^ 1 << r.choice((12, 21, 30, 39, 40, 48, 52, 63)), iova & 0xFFF_FFFF | 0xFEE0_0000, r.getrandbits(39),
-                         0xFEDF_F000, 0xFEF0_0000, 0xFEE0_1000, DATA, (1 << 39) - 4096))
+                         0xFEDF_F000, 0xFEF0_0000, 0xFEE0_1000, DATA, (1 << 39) - 0x60_1000))
 
     def _change_entry(self) -> Operations:
         """Software changes any paging entry, and invalidates: everything, just enough, too little or nothing."""
@@ -191,7 +197,7 @@ class _Random:
         did, _, top = self.of[device]
         page = r.choice(self.builder.leaves[top])
         address = r.choice((DATA, DATA, 0xFEE0_0000)) + (r.randrange(DATA_PAGES) << 12 if page.size == PAGE else 0)
-        entry = address & -page.size | (3 if page.size == PAGE else 0x83)
+        entry = address & -page.size | 0x83
         near = page.iova ^ r.choice((0, 0, 1, 2, 7, 0x100, 0x1FF)) << 12
         invalidation = r.choice((
             invalidate_iotlb(3, did, near, r.choice((0, 1, 2, 3, 9))), invalidate_iotlb(2, did), invalidate_iotlb(2, did ^ 3)))
