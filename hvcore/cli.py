@@ -24,8 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except HvlabError as e:
-        print(f"hvlab: {e}", file=sys.stderr)
+        print("hvlab:", " ".join(str(e).splitlines()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("hvlab: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         sys.stderr.close()
     return 0

@@ -111,6 +111,9 @@ class Machine:
             self.exits = core.boot(guest or lab_guest(), command_line(self.description))
         except Panic as panic:
             self._ended = outcome.Ending("vmm-panic", str(panic))
+        except BaseException:
+            self._ended = outcome.Ending("guest-crash", "the boot was broken off before the guest began")
+            raise
         else:
             self._pc.cpu.on_door = self._on_door
             phases("guest runs")

@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from concurrent.futures import Future, wait
 
 from ..errors import BadMachine, BadTable
 from ..spec import dmar
@@ -122,18 +123,39 @@ class Pc:
     def run(self, seconds: float) -> Stop | None:
         """Runs until the processor stops for good (the stop) or halts with nothing left that could wake it (None).
 
-        After `seconds` of wall time it stops with a timeout.
+        After `seconds` of wall time it stops with a timeout.  The processor has a thread of its own, for in the emulator's there is no
+        KeyboardInterrupt: one stops the processor where it is, and a later `run` goes on from there.
         """
-        guard = threading.Timer(seconds, self.cpu.stop, [StopKind.TIMEOUT, f"still running after {seconds:g} s of wall time"])
-        guard.daemon = True
-        guard.start()
+        going: Future[Stop | None] = Future()
         try:
-            while (stop := self.cpu.run()).kind is StopKind.HALT:
-                if not self._wait():
-                    return None
-            return stop
-        finally:
-            guard.cancel()
+            threading.Thread(target=self._run_into, args=(going,), daemon=True).start()
+            if wait([going], seconds).not_done:
+                self.cpu.stop(StopKind.TIMEOUT, f"still running after {seconds:g} s of wall time")
+            return going.result()
+        except KeyboardInterrupt:
+            if not going.cancel():
+                self._halt_now(going)
+            raise
+
+    def _run_into(self, going: Future[Stop | None]) -> None:
+        if going.set_running_or_notify_cancel():
+            try:
+                going.set_result(self._run())
+            except BaseException as e:  # noqa: BLE001 - raised again where the result is waited for
+                going.set_exception(e)
+
+    def _halt_now(self, going: Future[Stop | None]) -> None:
+        """Stops the processor wherever it is and forgets that it was stopped."""
+        self.cpu.stop(StopKind.REQUEST, "interrupted")
+        wait([going])
+        if self.cpu.stopping:
+            self.cpu.run()
+
+    def _run(self) -> Stop | None:
+        while (stop := self.cpu.run()).kind is StopKind.HALT:
+            if not self._wait():
+                return None
+        return stop
 
     def _wait(self) -> bool:
         """The processor halts: time jumps from timer to timer until an interrupt waits or somebody says stop; False where none comes."""

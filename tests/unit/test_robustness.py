@@ -1,13 +1,15 @@
 """What a fool or an attacker does to hvlab ends in an outcome or in one sentence, and the machine can be used afterwards."""
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
-from hvcore import Config, Machine
+from hvcore import Config, Machine, Run, session
 from hvcore.cli import main
-from hvcore.errors import BadMachine
+from hvcore.errors import BadMachine, HvlabError
 from hvcore.machine.description import DiskDescription
 from hvcore.machine.disk import Disk
 from hvcore.sources import load
@@ -80,3 +82,67 @@ def test_mistakes_on_the_command_line_are_told_in_words(tmp_path: Path, capsys: 
     text.write_text("not an archive")
     assert main(["decode", str(text), "--root", "0"]) == 2
     assert capsys.readouterr().err == f"hvlab: {text} is not a readable .npz file: it holds no arrays of numbers\n"
+    (tmp_path / "two\nlines").mkdir()
+    assert main(["boot", str(tmp_path / "two\nlines")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+LOOPS = {"jmp": 0xFEEBFEEBFEEBFEEB, "cpuid; jmp": 0xFCEBA20FFCEBA20F, "in; jmp": 0xFCEBE0E4FCEBE0E4, "pause; jmp": 0xFCEB90F3FCEB90F3}
+
+
+def _loop(machine: Machine, code: int) -> None:
+    """Puts code that never ends over the guest's own, by DMA."""
+    assert machine.run is not None
+    for page in (0x1001000, 0x1002000):
+        if machine.ended is None:
+            machine.run.guest.command(f"dma w {page:#x} 4096 {code:#x}")
+
+
+@pytest.mark.parametrize("code", LOOPS.values(), ids=LOOPS)
+def test_a_guest_that_loops_ends_at_the_limit(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    with Machine.load("q35-6g") as m:
+        run = m.boot(Config(VTD_TRANS=False))
+        monkeypatch.setattr(session, "WALL_LIMIT", 0.5)
+        _loop(m, code)
+        assert (run.outcome, run.why) == ("guest-crash", "still running after 0.5 s of wall time")
+        monkeypatch.undo()
+        assert m.reboot().outcome == "up"
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="only a main thread is interrupted")
+@pytest.mark.parametrize("code", LOOPS.values(), ids=LOOPS)
+def test_a_long_run_can_be_interrupted(code: int) -> None:
+    with Machine.load("q35-6g") as m:
+        run = m.boot(Config(VTD_TRANS=False))
+        interrupt = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt):
+            _loop(m, code)
+        assert m.ended is None and "LAB" in str(run.console).upper()
+        assert m.reboot().outcome == "up"
+
+
+def _boot_until(machine: Machine, phase: str) -> Run:
+    """A boot that is interrupted when `phase` begins."""
+    def interrupt(now: str) -> None:
+        if now == phase:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        machine.boot(Config(PROFILE="mended"), interrupt)
+    assert machine.run is not None
+    return machine.run
+
+
+def test_a_boot_broken_off_leaves_a_machine_that_boots() -> None:
+    with Machine.load("q35-6g") as m:
+        phases: list[str] = []
+        m.boot(Config(PROFILE="mended"), phases.append)
+        assert phases[0] == "firmware" and phases[-1] == "guest runs"
+        for phase in phases[1:-1]:
+            run = _boot_until(m, phase)
+            assert (run.outcome, run.why) == ("guest-crash", "the boot was broken off before the guest began")
+            assert run.to_json()["outcome"] == "guest-crash"
+            with pytest.raises(HvlabError, match="no guest to send to: the boot was broken off"):
+                run.guest.command("help")
+        assert m.reboot().outcome == "up"
