@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 from vtd_differences import DIFFERENCES, Verdict, judge
 from vtd_qemu import ABSENT, DATA, TABLES, Ask, Outcome, Poke, QemuUnit, Scene, Variant, Write, run_ours
-from vtd_scenes import ROOT, Builder, Operations, context_address, invalidate_contexts, invalidate_iotlb, random_scene
+from vtd_scenes import QUEUE, ROOT, Builder, Operations, context_address, invalidate_contexts, invalidate_iotlb, random_scene, through_queue
 
 from hvcore.machine.vtd import RemappingUnit, unit, walk
 from hvcore.machine.vtd.caches import ContextCache, Iotlb
@@ -25,7 +25,7 @@ from hvcore.spec.vtd import FaultReason
 pytestmark = [pytest.mark.needs("qemu-system-x86_64"), pytest.mark.xdist_group("vtd-conformance")]
 
 VARIANTS = [Variant(aw_bits, caching) for aw_bits in (39, 48) for caching in (False, True)]
-REQUESTS = int(os.environ.get("HVLAB_CONFORMANCE", "10000"))
+REQUESTS = int(os.environ.get("HVLAB_CONFORMANCE", "20000"))
 
 
 class Pair:
@@ -212,6 +212,9 @@ CASES = [
     case("pass-through that ends", _passed_through_before, 6, 6, differ="pass-through-switch"),
     case("a page that moved, stale", stale(read(RW_AT), write(RW_AT)), "ok", "ok", "ok"),
     case("a page that moved, invalidated", stale(*invalidate_iotlb(3, DID, RW_AT), read(RW_AT), write(RW_AT)), "ok", "ok", "ok"),
+    *[case(f"{name}, queued", lambda b, operations=operations: through_queue(stale(*operations, read(RW_AT))(b), QUEUE), "ok", "ok")
+      for name, operations in (("page", invalidate_iotlb(3, DID, RW_AT)), ("page elsewhere", invalidate_iotlb(3, DID, RW_AT + 0x1000)),
+                               ("domain", invalidate_iotlb(2, DID)), ("all", invalidate_iotlb(1)), ("contexts", invalidate_contexts(1)))],
     case("page invalidation elsewhere", stale(*invalidate_iotlb(3, DID, RW_AT + 0x1000), read(RW_AT)), "ok", "ok"),
     case("page invalidation 256 pages on", stale(*invalidate_iotlb(3, DID, RW_AT + 0x10_0000), read(RW_AT)), "ok", "ok",
          differ="page-mask-8-bits"),

@@ -27,8 +27,8 @@ from hvcore.machine.vtd import RemappingUnit
 from hvcore.spec.dma import Direction, DmaRequest, RemapFault
 from hvcore.spec.vtd import FRCD_HIGH, frcd_offset
 
-__all__ = ["ABSENT", "CCMD", "DATA", "GCMD", "RTADDR", "SOURCES", "TABLES", "Ask", "Outcome", "Poke", "QemuUnit", "Scene", "Variant",
-           "Write", "run_ours"]
+__all__ = ["ABSENT", "CCMD", "DATA", "DATA_PAGES", "GCMD", "QIE", "SLOT", "SLOTS", "SOURCES", "TABLES", "TABLE_PAGES", "TE", "Ask", "Outcome",
+           "Poke", "QemuUnit", "Scene", "Variant", "Write", "run_ours"]
 
 PAGE = 4096
 TABLES, TABLE_PAGES = 0x100_0000, 48
@@ -40,7 +40,7 @@ ABSENT = 0x5000_0000
 """Nothing answers here, in either machine."""
 BASE = 0xFED9_0000
 GCMD, RTADDR, CCMD, FSTS = 0x18, 0x20, 0x28, 0x34
-TE, SRTP = 1 << 31, 1 << 30
+TE, SRTP, QIE = 1 << 31, 1 << 30, 1 << 26
 F = FRCD_HIGH["F"].mask
 
 SOURCES = (0x0018, 0x001D, 0x0020, 0x0500)
@@ -205,6 +205,7 @@ class QemuUnit:
                 stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             self._socket, _ = listener.accept()
         self._socket.settimeout(60)
+        self._due = ""
         self._replies = self._socket.makefile("rb")
         self._place_devices()
         self.cap, self.ecap = self.read(0x08, 8), self.read(0x10, 8)
@@ -227,15 +228,16 @@ class QemuUnit:
     # The socket.
 
     def _exchange(self, lines: str) -> list[int]:
-        """Sends commands; what each answered (0 where it was plain OK)."""
-        self._socket.sendall(lines.encode())
+        """Sends commands, after those that are due; what each answered (0 where it was plain OK)."""
+        due, self._due = self._due, ""
+        self._socket.sendall((due + lines).encode())
         values = []
-        for _ in range(lines.count("\n")):
+        for _ in range(due.count("\n") + lines.count("\n")):
             words = self._replies.readline().split()
             if not words or words[0] != b"OK":
                 raise RuntimeError(f"QEMU answered {words} to one of:\n{lines}")
             values.append(int(words[1], 16) if len(words) > 1 else 0)
-        return values
+        return values[due.count("\n"):]
 
     def _write_memory(self, address: int, data: bytes) -> None:
         self._exchange(f"b64write {address:#x} {len(data):#x} {base64.b64encode(data).decode()}\n")
@@ -292,7 +294,7 @@ class QemuUnit:
                        f"writeq {bar + _COMMAND:#x} {_WRITE if ask.write else _READ}\n")
         low, high, status = self._finished(bar, self._look)
         if ask.sweep and (high & F or status & 1):
-            self._exchange(f"writeq {self._record_high:#x} {F:#x}\nwritel {BASE + FSTS:#x} 1\n")
+            self._due = f"writeq {self._record_high:#x} {F:#x}\nwritel {BASE + FSTS:#x} 1\n"
         return low, high, status
 
     # A scene.
@@ -364,8 +366,9 @@ def run_ours(scene: Scene, variant: Variant, cap: int, ecap: int, make: MakeUnit
             data_read[operation.device, slot] = _carry(unit, memory, operation, slot)
             log.asks.append(operation)
             high = unit.mmio_read(record + 8, 8)
-            log.records.append((unit.mmio_read(record, 8), high, unit.mmio_read(FSTS, 4)))
-            if operation.sweep:
+            status = unit.mmio_read(FSTS, 4)
+            log.records.append((unit.mmio_read(record, 8), high, status))
+            if operation.sweep and (high & F or status & 1):
                 unit.mmio_write(record + 8, 8, F)
                 unit.mmio_write(FSTS, 4, 1)
         elif isinstance(operation, Poke):

@@ -4,17 +4,38 @@ import random
 import struct
 from dataclasses import dataclass
 
-from vtd_qemu import ABSENT, CCMD, DATA, DATA_PAGES, SLOT, SLOTS, SOURCES, TABLE_PAGES, TABLES, Ask, Poke, Scene, Variant, Write
+from vtd_qemu import (
+    ABSENT,
+    CCMD,
+    DATA,
+    DATA_PAGES,
+    GCMD,
+    QIE,
+    SLOT,
+    SLOTS,
+    SOURCES,
+    TABLE_PAGES,
+    TABLES,
+    TE,
+    Ask,
+    Poke,
+    Scene,
+    Variant,
+    Write,
+)
 
 from hvcore.spec.vtd import ADDRESS, in_interrupt_range
 
-__all__ = ["CONTEXTS", "ROOT", "Builder", "Operations", "context_address", "invalidate_contexts", "invalidate_iotlb", "random_scene"]
+__all__ = ["CONTEXTS", "QUEUE", "ROOT", "Builder", "Operations", "context_address", "invalidate_contexts", "invalidate_iotlb",
+           "random_scene", "through_queue"]
 
 PAGE = 4096
 ROOT = TABLES
 CONTEXTS = {0: TABLES + PAGE, 5: TABLES + 2 * PAGE}
 """Context tables by bus."""
-IVA, IOTLB = 0xF0, 0xF8
+QUEUE = TABLES + (TABLE_PAGES - 1) * PAGE
+"""The page of the invalidation queue, in scenes that use it."""
+IVA, IOTLB, IQT, IQA = 0xF0, 0xF8, 0x88, 0x90
 Operations = list[Poke | Write | Ask]
 _INDEXES = (0, 1, 3, 5, 0x100, 511)
 _MIDDLE = (0, 1, 3, 5, 0x100, 508)
@@ -50,7 +71,7 @@ class Builder:
     def table(self) -> int:
         """A new page."""
         self._next += PAGE
-        assert self._next <= TABLES + TABLE_PAGES * PAGE, "out of table pages"
+        assert self._next <= QUEUE, "out of table pages"
         return self._next - PAGE
 
     def context(self, device: int, low: int, high: int) -> None:
@@ -165,7 +186,7 @@ class _Random:
                 operations += r.choice((self._change_entry, self._move_a_page, self._change_context))()
             device = r.randrange(len(SOURCES))
             operations.append(self._ask(device, self._target(device)))
-        return self.builder.scene(operations)
+        return self.builder.scene(through_queue(operations, QUEUE) if changing and r.random() < .4 else operations)
 
     def _ask(self, device: int, iova: int) -> Ask:
         """The next request: in the 16 bytes of its page that no other request of the scene touches."""
@@ -189,7 +210,7 @@ class _Random:
         iova = r.choice(self.builder.leaves[top]).iova
         return [Poke(at, self._noisy(self.builder.words[at])), *r.choice((
             [], invalidate_contexts(1), invalidate_iotlb(1), invalidate_iotlb(2, did), invalidate_iotlb(2, did ^ 3),
-            invalidate_iotlb(3, did, iova, r.choice((0, 0, 1, 3, 9, 18, 19))), [*invalidate_contexts(1), *invalidate_iotlb(1)]))]
+            invalidate_iotlb(3, did, iova, r.choice((0, 0, 1, 3, 9, 18))), [*invalidate_contexts(1), *invalidate_iotlb(1)]))]
 
     def _move_a_page(self) -> Operations:
         """A page is used, moves, is invalidated nearly or exactly, and is used again."""
@@ -223,3 +244,28 @@ def invalidate_contexts(granularity: int, did: int = 0, source: int = 0, fm: int
 def invalidate_iotlb(granularity: int, did: int = 0, iova: int = 0, am: int = 0) -> Operations:
     """An IOTLB command."""
     return [Write(IVA, 8, iova & ~0xFFF | am), Write(IOTLB, 8, 1 << 63 | granularity << 60 | did << 32)]
+
+
+def through_queue(operations: Operations, page: int) -> Operations:
+    """The same with the invalidation queue, in `page`: descriptors instead of commands, and a wait descriptor at the end."""
+    changed: Operations = [Write(IQT, 8, 0), Write(IQA, 8, page), Write(GCMD, 4, TE | QIE)]
+    tail = iva = 0
+    for operation in [*operations, Write(IQT, 8, 0)]:
+        if not isinstance(operation, Write):
+            changed.append(operation)
+        elif operation.offset == IVA:
+            iva = operation.value
+        else:
+            low, high = _descriptor(operation, iva, page)
+            changed += [Poke(page + tail, low), Poke(page + tail + 8, high), Write(IQT, 8, tail := (tail + 16) % PAGE)]
+    return changed
+
+
+def _descriptor(command: Write, iva: int, page: int) -> tuple[int, int]:
+    """What a context or IOTLB command is as a descriptor; any other register: wait, with a status write to the last word of the page."""
+    value = command.value
+    if command.offset == CCMD:
+        return 1 | (value >> 61 & 3) << 4 | (value & 0xFFFF) << 16 | (value >> 16 & 0xFFFF) << 32 | (value >> 32 & 3) << 48, 0
+    if command.offset == IOTLB:
+        return 2 | (value >> 60 & 3) << 4 | (value >> 32 & 0xFFFF) << 16, iva
+    return 5 | 1 << 5 | 0x1234 << 32, page + PAGE - 4
