@@ -106,10 +106,10 @@ def case(name: str, operations: Operations | Callable[[Plain], Operations], *ans
     return Case(name, operations, answers, frozenset(differ.split()), variants)
 
 
-def flipped(at: Callable[[Plain], int], bits: int, *operations: Ask) -> Callable[[Plain], Operations]:
+def flipped(at: int | Callable[[Plain], int], bits: int, *operations: Ask) -> Callable[[Plain], Operations]:
     """A scene with some bits of one word flipped."""
     def build(b: Plain) -> Operations:
-        b.flip(at(b), bits)
+        b.flip(at(b) if callable(at) else at, bits)
         return list(operations)
     return build
 
@@ -127,6 +127,11 @@ def stale(*operations: Poke | Write | Ask) -> Callable[[Plain], Operations]:
     def build(b: Plain) -> Operations:
         return [read(RW_AT), Poke(b.at[RW_AT], DATA | 3), *operations]
     return build
+
+
+def queued(*operations: Poke | Write | Ask) -> Callable[[Plain], Operations]:
+    """The same with the invalidation queue."""
+    return lambda b: through_queue(stale(*operations)(b), QUEUE)
 
 
 def leaf(b: Plain) -> int:
@@ -160,8 +165,8 @@ BOTH = [read(RW_AT), write(RW_AT)]
 CASES = [
     case("what is mapped", [*BOTH, read(R_AT), write(W_AT), read(LARGE + 0x3010), write(LARGE + 0x2020), read(HUGE + DATA + 0x1030),
                             write(HUGE + DATA + 8)], *["ok"] * 8),
-    case("1 root entry not present", flipped(lambda b: ROOT, 1, *BOTH), 1, 1),
-    case("1 another bus", flipped(lambda b: ROOT + 80, 1, read(RW_AT, 3), read(RW_AT)), 1, "ok"),
+    case("1 root entry not present", flipped(ROOT, 1, *BOTH), 1, 1),
+    case("1 another bus", flipped(ROOT + 80, 1, read(RW_AT, 3), read(RW_AT)), 1, "ok"),
     case("2 context entry not present", [read(RW_AT, 1), write(RW_AT, 3), read(RW_AT)], 2, 2, "ok"),
     case("2 with FPD", attached(3, 0, *BOTH), "lost", "lost"),
     case("3 four levels under 39 bits", attached(0, 3, *BOTH), 3, 3, variants=(VARIANTS[0],)),
@@ -179,8 +184,8 @@ CASES = [
     case("5 after the page was cached", [read(R_AT), write(R_AT), write(W_AT), read(W_AT)], "ok", 5, "ok", 6, differ="silent-block"),
     case("7 the second table is absent", flipped(lambda b: b.level3, TABLES ^ ABSENT, *BOTH), 7, 7),
     case("7 the last table is absent", flipped(lambda b: b.level2, TABLES ^ ABSENT, *BOTH), 7, 7),
-    case("9 the context table is absent", flipped(lambda b: ROOT, TABLES ^ ABSENT, *BOTH), 9, 9),
-    *[case(f"a root bit {bit}", flipped(lambda b, bit=bit: ROOT + bit // 64 * 8, 1 << bit % 64, *BOTH), 10, 10)
+    case("9 the context table is absent", flipped(ROOT, TABLES ^ ABSENT, *BOTH), 9, 9),
+    *[case(f"a root bit {bit}", flipped(ROOT + bit // 64 * 8, 1 << bit % 64, *BOTH), 10, 10)
       for bit in (1, 11, 52, 63, 64, 76, 127)],
     *[case(f"b context bit {bit}", attached((1 << bit) % (1 << 64), 1 << bit >> 64, *BOTH), 11, 11)
       for bit in (4, 11, 52, 63, 71, 88, 127)],
@@ -212,9 +217,9 @@ CASES = [
     case("pass-through that ends", _passed_through_before, 6, 6, differ="pass-through-switch"),
     case("a page that moved, stale", stale(read(RW_AT), write(RW_AT)), "ok", "ok", "ok"),
     case("a page that moved, invalidated", stale(*invalidate_iotlb(3, DID, RW_AT), read(RW_AT), write(RW_AT)), "ok", "ok", "ok"),
-    *[case(f"{name}, queued", lambda b, operations=operations: through_queue(stale(*operations, read(RW_AT))(b), QUEUE), "ok", "ok")
-      for name, operations in (("page", invalidate_iotlb(3, DID, RW_AT)), ("page elsewhere", invalidate_iotlb(3, DID, RW_AT + 0x1000)),
-                               ("domain", invalidate_iotlb(2, DID)), ("all", invalidate_iotlb(1)), ("contexts", invalidate_contexts(1)))],
+    *[case(f"{name}, queued", queued(*operations, read(RW_AT)), "ok", "ok") for name, operations in (
+        ("page", invalidate_iotlb(3, DID, RW_AT)), ("page elsewhere", invalidate_iotlb(3, DID, RW_AT + 0x1000)),
+        ("domain", invalidate_iotlb(2, DID)), ("all", invalidate_iotlb(1)), ("contexts", invalidate_contexts(1)))],
     case("page invalidation elsewhere", stale(*invalidate_iotlb(3, DID, RW_AT + 0x1000), read(RW_AT)), "ok", "ok"),
     case("page invalidation 256 pages on", stale(*invalidate_iotlb(3, DID, RW_AT + 0x10_0000), read(RW_AT)), "ok", "ok",
          differ="page-mask-8-bits"),

@@ -27,8 +27,8 @@ from hvcore.machine.vtd import RemappingUnit
 from hvcore.spec.dma import Direction, DmaRequest, RemapFault
 from hvcore.spec.vtd import FRCD_HIGH, frcd_offset
 
-__all__ = ["ABSENT", "CCMD", "DATA", "DATA_PAGES", "GCMD", "QIE", "SLOT", "SLOTS", "SOURCES", "TABLES", "TABLE_PAGES", "TE", "Ask", "Outcome",
-           "Poke", "QemuUnit", "Scene", "Variant", "Write", "run_ours"]
+__all__ = ["ABSENT", "CCMD", "DATA", "DATA_PAGES", "GCMD", "QIE", "SLOT", "SLOTS", "SOURCES", "TABLES", "TABLE_PAGES", "TE", "Ask",
+           "Outcome", "Poke", "QemuUnit", "Scene", "Variant", "Write", "run_ours"]
 
 PAGE = 4096
 TABLES, TABLE_PAGES = 0x100_0000, 48
