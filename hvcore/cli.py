@@ -102,7 +102,11 @@ def _boot(options: argparse.Namespace) -> None:
     machine, run = _booted(options)
     with machine:
         for line in options.command:
+            if machine.ended:
+                print(f"hvlab: no guest was left for {line!r}: {machine.ended.why}", file=sys.stderr)
+                break
             answer = run.guest.command(line)
+            run = machine.run or run
             if not options.json:
                 print(f"lab> {line}\n{answer}")
         print(json.dumps(run.to_json()) if options.json else run)

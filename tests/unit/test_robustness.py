@@ -1,5 +1,6 @@
 """What a fool or an attacker does to hvlab ends in an outcome or in one sentence, and the machine can be used afterwards."""
 
+import json
 import os
 import signal
 import threading
@@ -146,3 +147,13 @@ def test_a_boot_broken_off_leaves_a_machine_that_boots() -> None:
             with pytest.raises(HvlabError, match="no guest to send to: the boot was broken off"):
                 run.guest.command("help")
         assert m.reboot().outcome == "up"
+
+
+def test_commands_go_to_the_guest_that_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["boot", "q35-6g", "--set", "VTD_TRANS=n", "--command", "reboot", "--command", "cpuid 0", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["outcome"] == "up" and said["console"]["guest"][-2].startswith("cpuid: eax")
+    assert main(["boot", "q35-6g", "--set", "VTD_TRANS=n", "--command", "crash", "--command", "help", "--command", "help", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["outcome"] == "guest-crash"
+    assert shown.err.startswith("hvlab: no guest was left for 'help': the guest halted") and shown.err.count("\n") == 1
