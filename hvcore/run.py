@@ -222,8 +222,10 @@ class Run:
         return Guest(self._machine)
 
     def lens(self, address: int) -> Lens:
-        """Everything known of one host-physical address."""
+        """Everything known of one host-physical address.  Raises HvlabError for what is none."""
         self._must_live("its memory is gone")
+        if not isinstance(address, int) or not 0 <= address < 1 << 64:
+            raise HvlabError(f"{address!r} is no physical address: give a number from 0 to {(1 << 64) - 1:#x}")
         base = self.core.base if self.core else None
         parts = named_ranges(base, self.config.VMM_SIZE_MIB << 20) if base is not None else []
         return look(self._machine.pc.memory, address, self.e820, self.domains, parts, self._nested_root(), self.units)
@@ -236,16 +238,16 @@ class Run:
 
     def _must_live(self, what: str) -> None:
         if self._kept is not None:
-            raise HvlabError(f"run {self.number} is over and {what}: the machine was rebooted; use its current run")
+            raise HvlabError(f"run {self.number} is over and {what}: the machine was rebooted or closed; use its current run")
 
     def diff(self, other: "Run") -> Records[Change]:
         """What is different in `other`, aligned."""
         return diff_runs(self, other)
 
-    def dump(self, folder: Path) -> list[Path]:
+    def dump(self, folder: str | Path) -> list[Path]:
         """Writes tables.npz and registers.json; returns their paths."""
         self._must_live("its tables are gone")
-        return save_dump(self._machine.pc.memory, self._machine.pc.units, folder, self._machine.description.host_address_width)
+        return save_dump(self._machine.pc.memory, self._machine.pc.units, Path(folder), self._machine.description.host_address_width)
 
     # --- showing
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from . import outcome
-from .errors import BadMachine, HvlabError, Unreadable
+from .errors import BadConfig, BadMachine, HvlabError, Unreadable
 from .inspect.records import html_table
 from .machine.cpu import StopKind
 from .machine.description import MachineDescription
@@ -98,9 +98,11 @@ class Machine:
     def boot(self, config: Config | None = None, progress: Callable[[str], None] | None = None, guest: Elf | None = None) -> Run:
         """Power on, core, guest, until the guest waits for input or something ends.  The run before is frozen as it stood.
 
-        `progress` is told each phase.  Raises BadMachine where the machine cannot hold the guest at all.
+        `progress` is told each phase.  Raises BadMachine where the machine cannot hold the guest at all, BadConfig for what is no Config.
         """
-        config = config or Config()
+        config = Config() if config is None else config
+        if not isinstance(config, Config):
+            raise BadConfig(f"boot takes a Config, as in boot(Config(VTD_TRANS=False)), not {config!r}")
         phases = _Phases(progress or _silent)
         phases("firmware")
         self._start_over(config)
@@ -173,7 +175,7 @@ class Machine:
 
         A guest that resets the machine is booted again with the same options.
         """
-        if self.run is None or self._ended is not None:
+        if self.run is None or self._ended is not None or not self.run.live:
             raise HvlabError(f"there is no guest to send to: {self._ended.why if self._ended else 'boot the machine first'}")
         before = len(self._pc.serial)
         self._pc.type(text.encode("latin-1", "replace"))

@@ -110,6 +110,8 @@ def _size(value: Any) -> int:
 
 
 def _quirks(value: Any) -> frozenset[str]:
+    if not isinstance(value, Iterable):
+        raise BadConfig(f"QUIRKS takes names, as in \"A,B\" or a set, not {value!r}")
     names = frozenset(n for n in value.split(",") if n and n != "none") if isinstance(value, str) else frozenset(value)
     for name in sorted(names):
         _one_of("QUIRKS", name, QUIRKS)

@@ -4,13 +4,14 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hvcore import Config, Machine, Run, session
 from hvcore.cli import main
-from hvcore.errors import BadMachine, HvlabError
+from hvcore.errors import BadConfig, BadMachine, HvlabError
 from hvcore.machine.description import DiskDescription
 from hvcore.machine.disk import Disk
 from hvcore.sources import load
@@ -157,3 +158,37 @@ def test_commands_go_to_the_guest_that_is_there(capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr()
     assert json.loads(shown.out)["outcome"] == "guest-crash"
     assert shown.err.startswith("hvlab: no guest was left for 'help': the guest halted") and shown.err.count("\n") == 1
+
+
+def test_what_is_no_config_is_refused_and_the_machine_goes_on() -> None:
+    with Machine.load("q35-6g") as m:
+        for wrong in ("VTD_TRANS=n", {"VTD_TRANS": True}, False, 0):
+            with pytest.raises(BadConfig, match=r"boot takes a Config, as in boot\(Config\(VTD_TRANS=False\)\), not "):
+                m.boot(wrong)  # type: ignore[arg-type]
+        assert m.boot(Config(VTD_TRANS=False)).outcome == "up"
+        with pytest.raises(BadConfig, match="QUIRKS takes names"):
+            m.reboot(QUIRKS=5)
+        with pytest.raises(BadConfig, match="QUIRKS takes AGAW"):
+            m.reboot(QUIRKS=[5])
+        for address in (-1, 1 << 64, "0x1000", 1.5, None):
+            with pytest.raises(HvlabError, match="is no physical address"):
+                m.lens(address)  # type: ignore[arg-type]
+        assert m.reboot().outcome == "up"
+
+
+def test_a_closed_machine_keeps_its_last_run_and_nothing_else(tmp_path: Path) -> None:
+    m = Machine.load("q35-6g")
+    run = m.boot(Config(VTD_TRANS=False))
+    guest = run.guest
+    assert [p.name for p in run.dump(str(tmp_path))] == ["tables.npz", "registers.json"]
+    m.close()
+    m.close()
+    to_the_guest: list[Callable[[], object]] = [lambda: guest.command("help"), lambda: m.send("help\n")]
+    for use in to_the_guest:
+        with pytest.raises(HvlabError, match="no guest to send to: boot the machine first"):
+            use()
+    at_memory: list[Callable[[], object]] = [lambda: run.guest, lambda: run.lens(0), lambda: m.lens(0), lambda: run.dump(tmp_path)]
+    for use in at_memory:
+        with pytest.raises(HvlabError, match="the machine was rebooted or closed"):
+            use()
+    assert run.outcome == "up" and run.e820.guest and "lab: ready" in run.console.guest
