@@ -113,8 +113,11 @@ def parse_by_the_book(memory: Memory, address: int, functions: list[Function], c
 
 
 def _covered(scope: Scope, functions: list[Function]) -> list[int]:
-    """The functions that one scope covers: its path is walked bridge by bridge, by their secondary bus numbers."""
-    if not scope.path:
+    """The functions that one scope covers: its path is walked bridge by bridge, by their secondary bus numbers.
+
+    None where a step of the path is no function (a device above 31, a function above 7).
+    """
+    if not scope.path or any(device > 31 or function > 7 for device, function in scope.path):
         return []
     bridges = {f.source: f for f in functions if f.bridge}
     bus = scope.start_bus

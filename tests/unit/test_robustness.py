@@ -15,6 +15,7 @@ from hvcore.errors import BadConfig, BadMachine, HvlabError
 from hvcore.machine.description import DiskDescription
 from hvcore.machine.disk import Disk
 from hvcore.sources import load
+from hvcore.spec.dmar import Dmar, Drhd, Scope, ScopeType, build
 
 LOG = "BIOS-e820: [mem 0x0-0x9ffff] usable\nBIOS-e820: [mem 0x100000-0x3fffffff] usable\n"
 TOML = 'ram = "1 GiB"\n'
@@ -46,6 +47,19 @@ def test_no_table_that_is_no_file(tmp_path: Path, kind: str, why: str) -> None:
     (folder / "DMAR.dat").symlink_to(special)
     with pytest.raises(BadMachine, match=why):
         load(folder)
+
+
+@pytest.mark.parametrize("step", [(0xAA, 7), (0x1F, 0xFF)])
+@pytest.mark.parametrize("path", [0, 1], ids=["first", "last"])
+def test_a_scope_whose_path_is_no_function(tmp_path: Path, step: tuple[int, int], path: int) -> None:
+    steps = [(2, 0), (3, 0)]
+    steps[path] = step
+    scope = Scope(ScopeType.ENDPOINT, 0, 0, tuple(steps))
+    table = build(Dmar(39, 0, (Drhd(0, 0, 0, 0xFED90000, (scope,)), Drhd(1, 0, 0, 0xFED91000))))
+    (tmp_path / "e820.txt").write_text(LOG)
+    (tmp_path / "DMAR.dat").write_bytes(table)
+    with Machine.load(tmp_path) as m:
+        assert m.boot(Config(PROFILE="mended")).outcome == "up"
 
 
 def test_no_disk_that_is_no_file(tmp_path: Path) -> None:
