@@ -62,6 +62,8 @@ class Reader:
             found = size(value)
             if found is None:
                 self.fail(name, f"{value!r} is no size like \"16 GiB\"")
+            if found > _TOP:
+                self.fail(name, f"{value!r} is beyond 64 bits")
             return found
         return self.integer(name, default)
 

@@ -62,6 +62,14 @@ def test_a_scope_whose_path_is_no_function(tmp_path: Path, step: tuple[int, int]
         assert m.boot(Config(PROFILE="mended")).outcome == "up"
 
 
+def test_a_size_beyond_64_bits(tmp_path: Path) -> None:
+    toml = tmp_path / "m.toml"
+    for text, key in ((f'{TOML}[disk]\nsize = "99999999 TiB"\n', "disk.size"), ('ram = "16777216 TiB"\n', "ram")):
+        toml.write_text(text)
+        with pytest.raises(BadMachine, match=rf"m\.toml: {key}: '.* TiB' is beyond 64 bits"):
+            load(toml)
+
+
 def test_no_disk_that_is_no_file(tmp_path: Path) -> None:
     for image in (_special(tmp_path, "pipe"), tmp_path, Path("/dev/zero")):
         with pytest.raises(BadMachine, match=rf"{image} is not a file: correct `image`"):
