@@ -48,5 +48,6 @@ def _shipped(name: str) -> Path:
     machines = shipped()
     if name in machines:
         return machines[name]
-    near = difflib.get_close_matches(name, machines, n=3, cutoff=0.4) or list(machines)
-    raise BadMachine(f"{name!r} is neither a file or folder nor a shipped machine; closest are {', '.join(near)}")
+    near = difflib.get_close_matches(name, machines, n=3, cutoff=0.4)
+    hint = f"closest are {', '.join(near)}" if near else "`hvlab machines` lists those"
+    raise BadMachine(f"{name!r} is neither a file or folder nor a shipped machine; {hint}")

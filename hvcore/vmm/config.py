@@ -14,7 +14,8 @@ QUIRKS = {
         "every domain takes the address width of the last DRHD's MGAW; if its SAGAW lacks that width there is no domain, and its use is a "
         "null pointer",
     "SCOPE_BY_EXACT_FUNCTION":
-        "a device is looked up by its own bus:device.function; what lies behind a bridge named by a DRHD is missed",
+        "a device is looked up by its own bus:device.function; what lies behind a bridge named by a DRHD is missed, and a "
+        "function that no unit covers is a null pointer",
     "ZAPPED_SIGNATURE_ASSERT":
         "the parse zaps the DMAR's signature, so the second look-up trips an assertion (the public source of 2026-05 does not start with "
         "VTD_TRANS for this; the measured one had the line mended)",

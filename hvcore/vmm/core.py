@@ -129,7 +129,7 @@ class Core:
         root = iommu.map_domain(self.memory, heap, levels, self._map_end(e820), (base, base + self.size), self._superpages(caps))
         self.console.print("... Ready.")
         self.progress("iommu on")
-        unit.setup(iommu.Domain(0, levels, root), functions)
+        unit.setup(iommu.Domain(0, levels, root), functions, must_cover="SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS)
 
     def _map_end(self, e820: tuple[E820Entry, ...]) -> int:
         """Where domain 0 ends (IOVA), by IOMMU_MAP_END."""

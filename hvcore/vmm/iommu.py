@@ -50,14 +50,24 @@ class Iommu:
         """CAP and ECAP of every unit."""
         return [(self.read64(u, _CAP), self.read64(u, _ECAP)) for u in self.units]
 
-    def setup(self, domain: Domain, functions: list[Function]) -> None:
-        """Everything after the tables: roots, contexts, invalidation, translation on."""
+    def setup(self, domain: Domain, functions: list[Function], must_cover: bool) -> None:
+        """Everything after the tables: roots, contexts, invalidation, translation on.
+
+        A function that no unit covers is a null pointer to BitVisor (`must_cover`); else the console says that nothing restrains it.
+        """
         roots = {unit: self.init_iommu(unit) for unit in self.units}
-        self.setup_bitvisor_devs(domain, functions, roots)
+        covered = functions if must_cover else [f for f in functions if self._covered(f)]
+        self.setup_bitvisor_devs(domain, covered, roots)
         for unit in self.units:
             self.flush_all(unit)
         for unit in self.units:
             self._command(unit, vtd.GCMD["TE"].mask)
+
+    def _covered(self, function: Function) -> bool:
+        unit = matched_unit(self.units, function.source)
+        if unit is None:
+            self.console.print(f"(IOMMU) no unit covers {format_bdf(function.source)}: its DMA is not restrained")
+        return unit is not None
 
     def init_iommu(self, unit: Unit) -> int:
         """An empty root table for one unit, latched by SRTP; old faults cleared, fault events unmasked.  Returns the root table."""

@@ -192,6 +192,10 @@ def test_a_device_that_no_unit_covers_is_a_null_pointer():
         assert run.outcome == "vmm-panic"
         assert "0x20" in run.why
         assert "00:05.0" in run.why
+        mended = machine.boot(Config(PROFILE="mended"))
+        assert mended.outcome == "up"
+        assert "no unit covers 00:05.0" in mended.console.vmm
+        assert 0x28 not in mended.domains[0].devices
 
 
 def test_the_public_source_does_not_start(six):

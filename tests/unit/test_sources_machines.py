@@ -357,7 +357,7 @@ def test_what_is_no_machine(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(BadMachine, match="closest are q35-6g"):
         load("q35-6gb")
-    with pytest.raises(BadMachine, match="closest are"):
+    with pytest.raises(BadMachine, match="`hvlab machines` lists those"):
         load("\0")
     with pytest.raises(BadMachine, match="a table alone is no machine"):
         load(REAL / "huananzhi-x99-qd4-32g" / "DMAR.dat")
