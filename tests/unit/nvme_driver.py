@@ -2,11 +2,15 @@
 
 from pci_bench import NVME, Bench
 
+from hvcore.machine.disk import Disk, lab_blocks
+from hvcore.machine.nvme import Nvme
 from hvcore.spec.nvme import AdminOpcode, Command, Completion, NvmOpcode, Status
 
 PAGE = 4096
 DNR = 1 << 14
 ASQ, ACQ, DATA, LISTS = 0x100000, 0x101000, 0x200000, 0x300000
+BLOCKS = 2048
+READ, WRITE = NvmOpcode.READ, NvmOpcode.WRITE
 
 
 class Queue:
@@ -107,3 +111,14 @@ class Driver:
         """Status of a Read or Write of `count` blocks."""
         return self.status(Command(opcode, cid=lba & 0xFF, nsid=1, prp1=prp1, prp2=prp2, cdw10=lba & 0xFFFFFFFF, cdw11=lba >> 32,
                                    cdw12=count - 1), queue)
+
+
+def content(lba: int, count: int) -> bytes:
+    """What the generated disk of the bench holds."""
+    return lab_blocks(7, lba, count).tobytes()
+
+
+def disk_of(nvme: "Driver") -> Disk:
+    controller = nvme.pc.root.find("nvme")[0]
+    assert isinstance(controller, Nvme)
+    return controller.disk
