@@ -16,7 +16,7 @@ MSI = range(0xFEE00000, 0xFEF00000)
 class Remapper(Protocol):
     """What the fabric needs of a remapping unit."""
 
-    def translate(self, request: DmaRequest) -> int | RemapFault:
+    def remap(self, request: DmaRequest) -> int | RemapFault:
         """The host-physical address of `request.iova`, or the fault.  `request` lies within one 4 KiB page."""
         ...
 
@@ -65,7 +65,7 @@ class DmaFabric:
         unit = self.unit_of(request.segment, request.source)
         done: list[bytes] = []
         for part, offset in pages(request):
-            address = unit.translate(part) if unit else part.iova
+            address = unit.remap(part) if unit else part.iova
             if isinstance(address, RemapFault):
                 return DmaResult(request, None, address)
             if not self.memory.backed(address, part.length):

@@ -175,10 +175,10 @@ class LikeQemu(RemappingUnit):
         super()._translation_switched()
         self._flush()
 
-    def translate(self, request: DmaRequest) -> int | RemapFault:
+    def remap(self, request: DmaRequest) -> int | RemapFault:
         iova, source = request.iova, request.source
         if not self._translating:
-            return super().translate(request)
+            return super().remap(request)
         if in_interrupt_range(iova) and self.on("interrupt-range-input"):
             return self._silent(request, FaultReason.INTERRUPT_RANGE)
         if source in self.direct and self.on("pass-through-switch"):

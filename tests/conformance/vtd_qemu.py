@@ -382,7 +382,7 @@ def run_ours(scene: Scene, variant: Variant, cap: int, ecap: int, make: MakeUnit
 
 def _carry(unit: RemappingUnit, memory: Memory, ask: Ask, slot: int) -> int:
     """One request through our unit, to memory; the word that was read, 0 where nothing arrived."""
-    address = unit.translate(DmaRequest(SOURCES[ask.device], ask.iova, 8, Direction.WRITE if ask.write else Direction.READ))
+    address = unit.remap(DmaRequest(SOURCES[ask.device], ask.iova, 8, Direction.WRITE if ask.write else Direction.READ))
     if isinstance(address, RemapFault) or not memory.backed(address, 8):
         return 0
     if ask.write:

@@ -43,7 +43,7 @@ class Gate:
         self.blocks: Callable[[DmaRequest], bool] = lambda request: False
         self.seen: list[DmaRequest] = []
 
-    def translate(self, request: DmaRequest) -> int | RemapFault:
+    def remap(self, request: DmaRequest) -> int | RemapFault:
         self.seen.append(request)
         return RemapFault(request, 0xFED90000, 6, request.iova & ~0xFFF) if self.blocks(request) else request.iova
 

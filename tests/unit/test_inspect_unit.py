@@ -49,7 +49,7 @@ class Setup:
         return self
 
     def request(self, iova: int, access: Direction = Direction.READ, source: int = NVME) -> int | RemapFault:
-        return self.unit.translate(DmaRequest(source, iova, 8, access))
+        return self.unit.remap(DmaRequest(source, iova, 8, access))
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_protected_memory_blocks_while_translation_is_off() -> None:
     s.unit.mmio_write(0x6C, 4, 6 << 20)
     s.unit.mmio_write(0x64, 4, 1 << 31)
     for iova in (0, 4 << 20, (8 << 20) - 1, 8 << 20):
-        answer = s.unit.translate(DmaRequest(NVME, iova, 1, Direction.READ))
+        answer = s.unit.remap(DmaRequest(NVME, iova, 1, Direction.READ))
         why = explain(s.memory, s.unit, NVME, iova, "read")
         assert (why.host, why.reason) == ((None, answer.reason) if isinstance(answer, RemapFault) else (answer, None))
     assert not explain(s.memory, s.unit, NVME, 4 << 20, "read").recorded

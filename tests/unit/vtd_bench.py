@@ -64,7 +64,7 @@ class Bench:
         return self.unit.mmio_read(offset, width)
 
     def ask(self, iova: int, access: str = "read", source: int = NVME, length: int = 8) -> int | RemapFault:
-        return self.unit.translate(DmaRequest(source, iova, length, Direction(access)))
+        return self.unit.remap(DmaRequest(source, iova, length, Direction(access)))
 
     def reason(self, iova: int, access: str = "read", source: int = NVME, length: int = 8) -> int:
         """The reason of the fault that a request must meet."""

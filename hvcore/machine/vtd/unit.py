@@ -220,7 +220,7 @@ class RemappingUnit:
 
     # DMA.
 
-    def translate(self, request: DmaRequest) -> int | RemapFault:
+    def remap(self, request: DmaRequest) -> int | RemapFault:
         """The host-physical address of a request, from the caches where they know it, else from the tables; or the fault, recorded."""
         if not self._translating:
             return self._unless_protected(request)
