@@ -8,8 +8,9 @@ from hvcore.inspect.format import address, devices, size
 from hvcore.inspect.records import html_table
 from hvcore.inspect.units import Unit
 
-from .drawing import MUTED, Drawing, Figure, box_height
+from .drawing import MUTED, Drawing, Figure, box_height, device_part, domain_part, range_part
 from .permissions import FILLS, UNTRANSLATED
+from .selection import domain_key
 
 __all__ = ["domains_figure"]
 
@@ -85,7 +86,8 @@ def _path(drawing: Drawing, path: Path, middle: float, unit_middle: float) -> No
     """Everything of one path but the unit, centred at height `middle`."""
     lines = _function_lines(path)
     x, width = COLUMNS["PCI functions"]
-    drawing.box(x, middle - box_height(lines) / 2, width, lines, " ".join(devices([source]) for source in path.functions))
+    drawing.box(x, middle - box_height(lines) / 2, width, lines, " ".join(devices([source]) for source in path.functions),
+                device_part(path.functions))
     ux, uwidth = COLUMNS["unit"]
     drawing.link(x + width, middle, ux, unit_middle, dashed=path.fate in (_BLOCKED, _EMPTY), tip=path.fate)
     if path.domain is None:
@@ -94,10 +96,12 @@ def _path(drawing: Drawing, path: Path, middle: float, unit_middle: float) -> No
             _run(drawing, UNTRANSLATED, "everything", middle)
         return
     previous, height = ux + uwidth, unit_middle
-    for name, words in (("domain", _domain_lines(path.domain)), ("tables", _table_lines(path.domain))):
+    parts = (domain_part(domain_key(path.domain.unit, path.domain.did)), range_part(path.domain.root, path.domain.root + 4096))
+    columns = (("domain", _domain_lines(path.domain)), ("tables", _table_lines(path.domain)))
+    for part, (name, words) in zip(parts, columns, strict=True):
         x, width = COLUMNS[name]
         drawing.link(previous, height, x, middle)
-        drawing.box(x, middle - box_height(words) / 2, width, words, path.domain.remark or "")
+        drawing.box(x, middle - box_height(words) / 2, width, words, path.domain.remark or "", part)
         previous, height = x + width, middle
     _memory(drawing, path.domain, previous, middle)
 

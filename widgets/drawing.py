@@ -3,12 +3,17 @@
 Text and lines take JupyterLab's colours where the page has them (light or dark) and fall back to dark on nothing.
 """
 
+import base64
 import html
+import json
+import re
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-__all__ = ["LINE", "MUTED", "TEXT", "Drawing", "Figure", "Fill", "box_height"]
+__all__ = ["LINE", "MUTED", "TEXT", "Drawing", "Figure", "Fill", "box_height", "device_part", "domain_part", "range_part"]
 
 TEXT = "var(--jp-ui-font-color1, #222)"
 MUTED = "var(--jp-ui-font-color2, #555)"
@@ -16,6 +21,13 @@ LINE = "var(--jp-border-color1, #999)"
 READABLE = 640
 """Pixels below which a figure does not shrink but scrolls, for its text would be too small."""
 FONT = "var(--jp-ui-font-family, system-ui, sans-serif)"
+
+Part = Mapping[str, str]
+"""What a shape stands for: the data-* attributes by which a view that is alive lets it be chosen."""
+NO_PART: Part = {}
+_VARIABLE = re.compile(r"var\(--[\w-]+, ([^()]*)\)")
+PNG_ZOOM = 2.0
+"""Pixels of a PNG to a unit of a drawing."""
 
 _HATCHES = {
     "/": "M-2,2 l4,-4 M0,8 l8,-8 M6,10 l4,-4",
@@ -45,13 +57,14 @@ class Drawing:
         self._shapes: list[str] = []
         self._fills: list[Fill] = []
 
-    def rect(self, x: float, y: float, width: float, height: float, fill: Fill | None, tip: str = "", dashed: bool = False) -> None:
-        """A rectangle; without `fill` only its outline.  `tip` is what a pointer over it shows."""
+    def rect(self, x: float, y: float, width: float, height: float, fill: Fill | None, tip: str = "", dashed: bool = False,
+             part: Part = NO_PART) -> None:
+        """A rectangle; without `fill` only its outline.  `tip` is what a pointer over it shows, `part` what it stands for."""
         paint = self._paint(fill) if fill else "none"
         dash = ' stroke-dasharray="5 3" stroke-width="2"' if dashed else ' stroke-width="0.6"'
         stroke = TEXT if dashed else LINE
         self._shapes.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0.8):.1f}" height="{height:.1f}" fill="{paint}" '
-                            f'stroke="{stroke}"{dash}>{_tip(tip)}</rect>')
+                            f'stroke="{stroke}"{dash}{_data(part)}>{_tip(tip)}</rect>')
 
     def text(self, x: float, y: float, words: str, *, size: float = 12, anchor: str = "start", colour: str = TEXT,
              bold: bool = False) -> None:
@@ -79,12 +92,14 @@ class Drawing:
         self._shapes.append(f'<path d="M{x1:.1f},{y1:.1f} C{middle:.1f},{y1:.1f} {middle:.1f},{y2:.1f} {x2:.1f},{y2:.1f}" fill="none" '
                             f'stroke="{MUTED}" stroke-width="1.6"{dash}>{_tip(tip)}</path>')
 
-    def box(self, x: float, y: float, width: float, lines: list[str], tip: str = "") -> None:
+    def box(self, x: float, y: float, width: float, lines: list[str], tip: str = "", part: Part = NO_PART) -> None:
         """A node of a graph: a frame with lines of text, the first of them bold.  It is `box_height(lines)` high."""
-        self._shapes.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{box_height(lines):.1f}" rx="5" fill="none" '
-                            f'stroke="{TEXT}" stroke-width="1.2">{_tip(tip)}</rect>')
+        said = tip or "; ".join(lines)
+        self._shapes.append(f'<g{_data(part)}>{_tip(said)}<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
+                            f'height="{box_height(lines):.1f}" rx="5" fill="transparent" stroke="{TEXT}" stroke-width="1.2"/>')
         for i, words in enumerate(lines):
             self.text(x + 8, y + 16 + 15 * i, words, size=11, bold=i == 0)
+        self._shapes.append("</g>")
 
     def legend(self, y: float, groups: list[tuple[str, list[Fill]]]) -> float:
         """Samples with their names, a group to a line or more, from baseline `y`.  Returns the baseline after the last line."""
@@ -102,13 +117,16 @@ class Drawing:
             y += 20
         return y
 
-    def svg(self, title: str, alt: str) -> str:
-        """The SVG element.  `alt` says in words what the picture shows."""
+    def svg(self, title: str, alt: str, scale: Sequence[tuple[int, float]] = (), space: str = "physical") -> str:
+        """The SVG element.  `alt` says in words what the picture shows.
+
+        `scale` are places (address, x) on a horizontal axis of `space`, between which addresses lie in proportion.
+        """
         body = "".join(self._shapes)
         mark = f"hv{zlib.crc32((title + body).encode()):08x}"
         patterns = "".join(_pattern(f"{mark}-{i}", fill) for i, fill in enumerate(self._fills) if fill.hatch)
         return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {self.height:g}" role="img" '
-                f'aria-labelledby="{mark}-t {mark}-d" font-family="{FONT}" '
+                f'aria-labelledby="{mark}-t {mark}-d" font-family="{FONT}"{_scale(scale, space)} '
                 f'style="width:100%;min-width:{READABLE}px;max-width:{self.width:g}px;height:auto;display:block">'
                 f'<title id="{mark}-t">{html.escape(title)}</title><desc id="{mark}-d">{html.escape(alt)}</desc>'
                 f"<defs>{patterns}</defs>{body.replace('url(#MARK-', f'url(#{mark}-')}</svg>")
@@ -129,6 +147,32 @@ def box_height(lines: list[str]) -> float:
 def _pattern(name: str, fill: Fill) -> str:
     return (f'<pattern id="{name}" width="8" height="8" patternUnits="userSpaceOnUse"><rect width="8" height="8" fill="{fill.colour}"/>'
             f'<path d="{_HATCHES[fill.hatch]}" stroke="#000" stroke-opacity="0.55" stroke-width="1.2" fill="none"/></pattern>')
+
+
+def range_part(start: int, end: int) -> Part:
+    """A half-open range of addresses."""
+    return {"start": hex(start), "end": hex(end)}
+
+
+def device_part(sources: Sequence[int]) -> Part:
+    """Functions, by their requester ids."""
+    return {"device": " ".join(map(str, sources))}
+
+
+def domain_part(key: str) -> Part:
+    """A domain, by the key that a selection has for it."""
+    return {"domain": key}
+
+
+def _data(part: Part) -> str:
+    return "".join(f' data-{name}="{html.escape(value)}"' for name, value in part.items())
+
+
+def _scale(scale: Sequence[tuple[int, float]], space: str) -> str:
+    if not scale:
+        return ""
+    places = json.dumps([[hex(address), round(x, 1)] for address, x in scale])
+    return f" data-scale='{places}' data-space=\"{space}\""
 
 
 def _tip(words: str) -> str:
@@ -155,5 +199,25 @@ class Figure:
                 f'<figcaption style="font-weight:600;padding:4px 0">{html.escape(self.title)}</figcaption>'
                 f'<div style="overflow-x:auto">{self.svg}</div>{table}</figure>')
 
+    @property
+    def png(self) -> bytes:
+        """The picture in light colours on white, for where neither HTML nor SVG is shown."""
+        import matplotlib
+        import resvg_py
+        fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+        plain = _VARIABLE.sub(r"\1", self.svg)
+        return resvg_py.svg_to_bytes(svg_string=plain, background="white", zoom=PNG_ZOOM, skip_system_fonts=True,
+                                     font_files=[str(fonts / "DejaVuSans.ttf"), str(fonts / "DejaVuSans-Bold.ttf")],
+                                     font_family="DejaVu Sans", sans_serif_family="DejaVu Sans")
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the picture: `.svg` or `.png`, by the name's ending.  Raises ValueError for another."""
+        path = Path(path)
+        if path.suffix not in (".svg", ".png"):
+            raise ValueError(f"{path.name}: the name of a picture ends in .svg or .png")
+        path.write_bytes(self.png if path.suffix == ".png" else _VARIABLE.sub(r"\1", self.svg).encode())
+        return path
+
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/plain": repr(self), "text/html": self.html, "image/svg+xml": self.svg}
+        png = {"image/png": base64.b64encode(self.png).decode()} if self.svg else {}
+        return {"text/plain": repr(self), "text/html": self.html, "image/svg+xml": self.svg, **png}

@@ -6,8 +6,8 @@ from hvcore.inspect.format import address, size, yes_no
 from hvcore.inspect.records import html_table
 from hvcore.spec.e820 import E820Entry, type_name
 
-from .drawing import MUTED, Drawing, Figure, Fill
-from .scale import Scale, edges_of, make_scale, ticks
+from .drawing import MUTED, Drawing, Figure, Fill, range_part
+from .scale import Scale, anchors, edges_of, make_scale, ticks
 
 __all__ = ["FILLS", "e820_figure", "fill_of", "legend_fills"]
 
@@ -50,14 +50,14 @@ def e820_figure(firmware: Sequence[E820Entry], guest: Sequence[E820Entry], vmm: 
     if vmm:
         x = place(vmm[0])
         tip = f"VMM {address(vmm[0])}-{address(vmm[1])}, {size(vmm[1] - vmm[0])}"
-        drawing.rect(x, top + 56, place(vmm[1]) - x, BAR + 8, None, tip, dashed=True)
+        drawing.rect(x, top + 56, place(vmm[1]) - x, BAR + 8, None, tip, dashed=True, part=range_part(*vmm))
         drawing.badge((x + place(vmm[1])) / 2, top + 64 + BAR / 2, "VMM")
     axis(drawing, place, edges_of(ranges), top + 112)
     drawing.height = top + 158
     drawing.text(LEFT, top + 154, f"host-physical address, {scale} scale", size=11, colour=MUTED)
     title = "E820: what the firmware reports and what the guest is told"
     alt = _words(firmware, guest, vmm)
-    return Figure(title, alt, drawing.svg(title, alt), _table(firmware, guest))
+    return Figure(title, alt, drawing.svg(title, alt, anchors(place, edges_of(ranges))), _table(firmware, guest))
 
 
 def _bar(drawing: Drawing, place: Scale, name: str, entries: Sequence[E820Entry], top: float) -> None:
@@ -66,7 +66,8 @@ def _bar(drawing: Drawing, place: Scale, name: str, entries: Sequence[E820Entry]
     for entry in entries:
         x, end = place(entry.start), place(entry.end)
         words = f"{size(entry.size)} {type_name(entry.type)}"
-        drawing.rect(x, top, end - x, BAR, fill_of(entry.type), f"{name}: {address(entry.start)}-{address(entry.end)}, {words}")
+        tip = f"{name}: {address(entry.start)}-{address(entry.end)}, {words}"
+        drawing.rect(x, top, end - x, BAR, fill_of(entry.type), tip, part=range_part(entry.start, entry.end))
         if end - x > 7 * len(words) + 12:
             drawing.badge((x + end) / 2, top + BAR / 2 + 4, words)
 

@@ -5,7 +5,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["SCALES", "Scale", "edges_of", "make_scale", "ticks"]
+__all__ = ["SCALES", "Scale", "anchors", "edges_of", "make_scale", "ticks"]
 
 SCALES = ("compressed", "linear", "log")
 """`compressed` gives every range room by the logarithm of its size and every gap the same little; it is the one to read maps with."""
@@ -67,6 +67,13 @@ def _merged(ranges: Iterable[Range]) -> list[Range]:
         else:
             out.append((a, b))
     return out
+
+
+def anchors(scale: Scale, edges: Sequence[int]) -> list[tuple[int, float]]:
+    """Places (address, x) between which the scale is nearly in proportion: at the edges and at powers of two."""
+    top = edges[-1] if edges else 0
+    points = {*edges, *(1 << i for i in range(12, top.bit_length()))}
+    return [(point, scale(point)) for point in sorted(points)]
 
 
 def ticks(scale: Scale, edges: Sequence[int], width: float) -> list[tuple[int, float]]:

@@ -86,7 +86,7 @@ def test_text_of_others_is_escaped_everywhere():
     drawing.box(0, 0, 50, ["<b>"], "<i>")
     figure = Figure("<title>", "<alt>", drawing.svg("<title>", "<alt>"))
     root = ET.fromstring(figure.svg)
-    assert {element.tag.removeprefix(SVG) for element in root.iter()} <= {"svg", "title", "desc", "defs", "rect", "text"}
+    assert {element.tag.removeprefix(SVG) for element in root.iter()} <= {"svg", "title", "desc", "defs", "g", "rect", "text"}
     assert "<script>" not in figure.html
 
 
