@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..spec.e820 import E820Entry
+from ..spec.pci import PortType
 
 __all__ = ["BarDescription", "DiskDescription", "EcamDescription", "MachineDescription", "PciDescription", "UnitDescription"]
 
@@ -35,7 +36,8 @@ class PciDescription:
     """One PCI function.  `source` is its requester id.
 
     `model` says what answers it: `nvme`, `edu`, `bridge` or `stub` (configuration space only).  `class_code` has 24 bits (class, subclass,
-    interface).  For a bridge, `secondary` and `subordinate` are bus numbers.
+    interface).  For a bridge, `secondary` and `subordinate` are bus numbers.  `pcie` says whether it has a PCI Express capability and
+    `port_type` which kind it names there; None: not known, and the machine takes what the function's place suggests.
     """
 
     source: int
@@ -50,6 +52,7 @@ class PciDescription:
     secondary: int = 0
     subordinate: int = 0
     pcie: bool = True
+    port_type: PortType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,8 @@ class MachineDescription:
 
     `e820` is the firmware's map in the order it was given; `ram_runs` are the half-open host-physical ranges that are DRAM and `ram_bytes`
     their size; `dmar` is the firmware's table byte for byte (None: the machine has none) and `units` the registers behind its DRHDs, in the
-    table's order; `acpi_address` is where firmware keeps its tables.  `assumptions` says in a sentence each what was not known and chosen.
+    table's order; `acpi_address` is where firmware keeps its tables.  `ecam` is the configuration window of segment 0, `other_ecams` are
+    those of other segments.  `assumptions` says in a sentence each what was not known and chosen.
     """
 
     name: str
@@ -97,6 +101,12 @@ class MachineDescription:
     host_address_width: int = 39
     source: str = ""
     assumptions: tuple[str, ...] = ()
+    other_ecams: tuple[EcamDescription, ...] = ()
+
+    @property
+    def ecams(self) -> tuple[EcamDescription, ...]:
+        """Every configuration window, segment 0's first."""
+        return (*((self.ecam,) if self.ecam else ()), *self.other_ecams)
 
     @property
     def ram_bytes(self) -> int:

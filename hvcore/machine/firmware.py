@@ -137,9 +137,8 @@ def _xsdt_address(machine: MachineDescription) -> int:
 def _tables(machine: MachineDescription) -> list[_Piece]:
     """The ACPI tables, XSDT first, each at a multiple of 16."""
     found = [("APIC", acpi.build_madt(_madt()))]
-    if machine.ecam:
-        window = acpi.McfgWindow(machine.ecam.base, machine.ecam.first, machine.ecam.last, machine.ecam.segment)
-        found.append(("MCFG", acpi.build_mcfg(acpi.Mcfg((window,)))))
+    if windows := tuple(acpi.McfgWindow(e.base - (e.first << 20), e.first, e.last, e.segment) for e in machine.ecams):
+        found.append(("MCFG", acpi.build_mcfg(acpi.Mcfg(windows))))
     if machine.dmar:
         found.append(("DMAR", machine.dmar))
     at = _xsdt_address(machine)

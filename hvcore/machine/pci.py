@@ -30,7 +30,7 @@ class RootComplex:
     """Builds the functions of `machine.pci`, lets firmware set them up and routes configuration cycles to them.
 
     `functions` are all of them by (segment, requester id) as described; `notes` tells in a sentence each what of the description could not
-    be had.  Configuration mechanism 1 reaches segment 0, the ECAM window its own segment.  Raises BadMachine for impossible functions.
+    be had.  Configuration mechanism 1 reaches segment 0, an ECAM window its own segment.  Raises BadMachine for impossible functions.
     """
 
     def __init__(self, bus: Bus, fabric: DmaFabric, clock: Clock, machine: MachineDescription, lines: Lines):
@@ -61,16 +61,14 @@ class RootComplex:
     # Building
 
     def _map_windows(self, bus: Bus, machine: MachineDescription) -> None:
-        """The configuration window, if the description's lies where nothing else does."""
-        ecam = machine.ecam
-        if ecam is None:
-            return
-        taken = [*machine.ram_runs, *((w.start, w.end) for w in bus.windows)]
-        other = next((r for r in taken if r[0] < ecam.base + ecam.size and ecam.base < r[1]), None)
-        if other:
-            self.notes.append(f"the configuration window at {ecam.base:#x} does not answer: it overlaps {other[0]:#x}-{other[1]:#x}")
-            return
-        bus.map_mmio(ecam.base, ecam.size, "ECAM", _Ecam(self, ecam.segment, ecam.first))
+        """The configuration windows, those of the description's that lie where nothing else does."""
+        for ecam in machine.ecams:
+            taken = [*machine.ram_runs, *((w.start, w.end) for w in bus.windows)]
+            other = next((r for r in taken if r[0] < ecam.base + ecam.size and ecam.base < r[1]), None)
+            if other:
+                self.notes.append(f"the configuration window at {ecam.base:#x} does not answer: it overlaps {other[0]:#x}-{other[1]:#x}")
+            else:
+                bus.map_mmio(ecam.base, ecam.size, "ECAM", _Ecam(self, ecam.segment, ecam.first))
 
     def _build(self, machine: MachineDescription) -> None:
         """The functions, bridges before what lies behind them: bus numbers grow downwards."""

@@ -12,6 +12,7 @@ from .bus import Bus
 from .clock import Clock
 from .description import BarDescription, DiskDescription, PciDescription
 from .dma import DmaFabric
+from .express import express_type, forwarding_type
 from .ports import Lines
 
 __all__ = ["Bar", "Bridge", "Host", "IntxWires", "PciFunction"]
@@ -21,15 +22,12 @@ _COMMAND_WRITABLE = 0x0547
 _STATUS_CAPABILITIES, _STATUS_INTX, _STATUS_CLEARABLE = 1 << 4, 1 << 3, 0xF900
 _MULTIFUNCTION = 0x80
 _FIRST_CAPABILITY = 0x40
-_PCI_EXPRESS = 0x10
 _KINDS = {"mem32": (0x0, 1), "mem64": (0x4, 2), "io": (0x1, 1)}
 """The low bits of a base address register and how many dwords it takes."""
 
 _PREFETCHABLE = 0x8
 _ROUTES = (10, 11, 10, 11)
 """Interrupt lines of the four PCI interrupt wires."""
-
-ROOT_COMPLEX_ENDPOINT, ENDPOINT, ROOT_PORT, UPSTREAM_PORT, DOWNSTREAM_PORT = 9, 0, 4, 5, 6
 
 
 class IntxWires:
@@ -99,9 +97,10 @@ class PciFunction:
     """A function with a type 0 header.  As it stands, the model `stub`: configuration space and nothing behind it.
 
     `config` are the 256 bytes that software sees, `writable` the bits it may change, `clearable` those that a written 1 clears.  `parent`
-    is the bridge it lies behind, None on a root bus.  A model with `has_window` answers its BAR 0 at `mmio_read` and `mmio_write` while
-    COMMAND and the bridges above enable it.  `port.source` is the requester id; like a real function it takes its bus number from the
-    configuration writes that reach it.
+    is the bridge it lies behind, None on a root bus; `express` the type in its PCI Express capability, None where it has none.  A model
+    with `has_window` answers its BAR 0 at `mmio_read` and `mmio_write` while COMMAND and the bridges above enable it.  `source` is its own
+    requester id; like a real function it takes its bus number from the configuration writes that reach it.  `port.source` is the id that
+    the rest of the machine sees: a bridge above may have put another in its place.
     """
 
     has_window = False
@@ -111,7 +110,8 @@ class PciFunction:
     default_bars: tuple[BarDescription, ...] = ()
 
     def __init__(self, description: PciDescription, host: Host, parent: Bridge | None = None, multifunction: bool = False):
-        self.description, self.host, self.parent = description, host, parent
+        self.description, self.host, self.parent, self.source = description, host, parent, description.source
+        self.express: pci.PortType | None = express_type(description, parent is None, parent.express if parent else None)
         self.port = host.fabric.port(description.source, description.segment)
         self.bars = tuple(Bar(b) for b in _checked(description, self.bar_count, description.bars or self.default_bars))
         self.config, self.writable, self.clearable = bytearray(CONFIG_SIZE), bytearray(CONFIG_SIZE), bytearray(CONFIG_SIZE)
@@ -120,8 +120,8 @@ class PciFunction:
         self._lay_header()
         if multifunction:
             self.config[pci.HEADER_TYPE] |= _MULTIFUNCTION
-        if description.pcie:
-            self.add_express()
+        if self.express is not None:
+            self.add_express(self.express)
         self.add_capabilities()
         self._power_on = bytes(self.config)
 
@@ -169,21 +169,18 @@ class PciFunction:
         self._last_link, self._capability_end = at + 1, (at + 2 + len(body) + 3) & ~3
         return at
 
-    def add_express(self) -> None:
+    def add_express(self, kind: pci.PortType) -> None:
         """The PCI Express capability, version 2 (PCI Express Base 4.0, section 7.5.3); a 2.5 GT/s x1 link."""
-        kind, link = self._express_type(), 0x11
+        link = 0x11
         body = bytearray(58)
         body[0:2] = (kind << 4 | 2).to_bytes(2, "little")
         body[2:6] = (1 << 15).to_bytes(4, "little")
-        if kind != ROOT_COMPLEX_ENDPOINT:
+        if kind is not pci.PortType.INTEGRATED_ENDPOINT:
             body[10:14] = link.to_bytes(4, "little")
             body[16:18] = link.to_bytes(2, "little")
         writable = bytearray(8)
         writable[6:8] = (0xFFFF & ~(1 << 15)).to_bytes(2, "little")
-        self.add_capability(_PCI_EXPRESS, bytes(body), bytes(writable))
-
-    def _express_type(self) -> int:
-        return ENDPOINT if self.parent else ROOT_COMPLEX_ENDPOINT
+        self.add_capability(pci.EXPRESS, bytes(body), bytes(writable))
 
     def add_capabilities(self) -> None:
         """A model's own capabilities: none here."""
@@ -205,7 +202,7 @@ class PciFunction:
         """Power-on state; the root complex then lets firmware set it up."""
         self.set_intx(False)
         self.config[:] = self._power_on
-        self.port.source = self.description.source
+        self.source = self.description.source
         self.refresh()
 
     # Configuration cycles
@@ -213,12 +210,12 @@ class PciFunction:
     def config_read(self, offset: int, width: int) -> int:
         """Configuration space, 4 KiB for a PCI Express function; all ones where there is none."""
         end = self.config[offset:offset + width]
-        beyond = b"\0" if self.description.pcie else b"\xff"
+        beyond = b"\0" if self.express is not None else b"\xff"
         return int.from_bytes(bytes(end).ljust(width, beyond), "little")
 
     def config_write(self, offset: int, width: int, value: int, bus: int) -> None:
         """A write by software that reached the function on bus number `bus`."""
-        self.port.source = bus << 8 | self.description.source & 0xFF
+        self.source = bus << 8 | self.description.source & 0xFF
         self.put_masked(offset, width, value)
         self.config_written(offset, width)
         self.refresh()
@@ -246,8 +243,17 @@ class PciFunction:
         """Whether a bit of COMMAND is set here and in every bridge above."""
         return all(f.get(pci.COMMAND, 2) & bit for f in self.path)
 
+    def requester(self) -> int:
+        """The requester id that leaves the topmost bridge above, by the bus numbers that the bridges hold now."""
+        source = self.source
+        for bridge in bridges_above(self):
+            source = pci.requester_behind(source, bridge.forwards_as, bridge.source, bridge.get(pci.SECONDARY_BUS, 1))
+        return source
+
     def refresh(self) -> None:
-        """Makes the BAR 0 window lie where configuration space says; nowhere while that is RAM or another's."""
+        """Puts the port under the requester id of now, and the BAR 0 window where configuration space says; nowhere while that is RAM or
+        another's."""
+        self.port.source = self.requester()
         wanted = self.window_address()
         if wanted == self._mapped:
             return
@@ -309,7 +315,7 @@ class PciFunction:
 
 class Bridge(PciFunction):
     """A PCI-to-PCI bridge (type 1 header).  It forwards configuration cycles by its bus numbers, and memory and DMA of what lies behind
-    it while its COMMAND allows; its windows' limits are registers only."""
+    it while its COMMAND allows; its windows' limits are registers only.  `forwards_as` says under whose requester id."""
 
     header_type = 1
     bar_count = 2
@@ -317,6 +323,7 @@ class Bridge(PciFunction):
     def __init__(self, description: PciDescription, host: Host, parent: Bridge | None = None, multifunction: bool = False):
         self.children: dict[int, PciFunction] = {}
         super().__init__(description, host, parent, multifunction)
+        self.forwards_as = forwarding_type(description, self.express, parent.express if parent else None)
 
     def _lay_header(self) -> None:
         super()._lay_header()
@@ -324,10 +331,6 @@ class Bridge(PciFunction):
                                         (0x28, 8, (1 << 64) - 1), (0x3E, 2, 0x0003)):
             self.put(offset, width, 0, writable)
         self.put(0x24, 4, 0x00010001, 0xFFF0FFF0)
-
-    def _express_type(self) -> int:
-        depth = sum(1 for _ in self.path)
-        return ROOT_PORT if depth == 1 else UPSTREAM_PORT if depth % 2 == 0 else DOWNSTREAM_PORT
 
     def firmware(self) -> None:
         """Bus numbers too."""
@@ -346,6 +349,14 @@ class Bridge(PciFunction):
         super().refresh()
         for function in self.children.values():
             function.refresh()
+
+
+def bridges_above(function: PciFunction) -> Iterator[Bridge]:
+    """The bridges between a function and the root bus, from the nearest on."""
+    bridge = function.parent
+    while bridge:
+        yield bridge
+        bridge = bridge.parent
 
 
 def _checked(description: PciDescription, count: int, bars: tuple[BarDescription, ...]) -> tuple[BarDescription, ...]:

@@ -19,10 +19,10 @@ Range = tuple[int, int]
 
 
 def reserved_ranges(machine: MachineDescription) -> tuple[Range, ...]:
-    """What no base address register may take: remapping units, the configuration window, interrupt controllers and ROM."""
+    """What no base address register may take: remapping units, configuration windows, interrupt controllers and ROM."""
     units = [(u.base, u.base + 0x1000) for u in machine.units]
-    window = [(machine.ecam.base, machine.ecam.base + machine.ecam.size)] if machine.ecam else []
-    return (*units, *window, (APIC_HOLE, _FOUR_GIB))
+    windows = [(e.base, e.base + e.size) for e in machine.ecams]
+    return (*units, *windows, (APIC_HOLE, _FOUR_GIB))
 
 
 def place(functions: Iterable[PciFunction], machine: MachineDescription, taken: Iterable[Range]) -> list[str]:

@@ -1,12 +1,36 @@
 """Which remapping unit sees a function's DMA, as the wiring of the machine decides it (VT-d 4.1, section 8.3)."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ..spec.dmar import Dmar, Scope, ScopeType
-from ..spec.pci import bdf, split_bdf
+from ..spec.pci import PortType, bdf, requester_behind, split_bdf
 from .description import PciDescription
+from .express import express_type, forwarding_type
 
-__all__ = ["Topology"]
+__all__ = ["Enumerator", "Topology"]
+
+_ENUMERATED = (ScopeType.IOAPIC, ScopeType.HPET, ScopeType.NAMESPACE)
+
+
+@dataclass(frozen=True, slots=True)
+class Enumerator:
+    """An IOAPIC, HPET or ACPI device as a unit's scope names it: the unit's index and its requester id, None where the path leads nowhere."""
+
+    unit: int
+    scope: Scope
+    segment: int
+    source: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Hop:
+    """A bridge, by its own requester id, the bus behind it, its type and the one by which it forwards."""
+
+    source: int
+    secondary: int
+    express: PortType | None
+    forwards_as: PortType | None
 
 
 class Topology:
@@ -15,7 +39,7 @@ class Topology:
     A unit is its index among the table's DRHDs, a function its (segment, requester id).  The most specific claim wins: a scope that
     names the function; else the innermost bridge scope above it; else the segment's INCLUDE_PCI_ALL unit.  Of two equal claims the
     table's first wins.  `unresolved` are scopes whose path leads through a bridge that is not there, or names an impossible function,
-    each with its unit's index.
+    each with its unit's index; `enumerators` are the units' IOAPICs, HPETs and ACPI devices.
     """
 
     def __init__(self, dmar: Dmar | None, functions: Iterable[PciDescription]):
@@ -30,6 +54,9 @@ class Topology:
                 self._rest.setdefault(drhd.segment, index)
             unresolved += [(index, s) for s in drhd.scopes if not self._claim(index, drhd.segment, s)]
         self.unresolved: tuple[tuple[int, Scope], ...] = tuple(unresolved)
+        self.enumerators = tuple(Enumerator(index, s, d.segment, self.resolve(d.segment, s))
+                                 for index, d in enumerate(dmar.drhds if dmar else ()) for s in d.scopes if s.type in _ENUMERATED)
+        self._above = _hops(self.functions)
 
     def _claim(self, index: int, segment: int, scope: Scope) -> bool:
         source = self.resolve(segment, scope)
@@ -64,6 +91,31 @@ class Topology:
         bridged = self._by_bus.get((segment, split_bdf(source)[0]))
         return bridged[1] if bridged else self._rest.get(segment)
 
+    def requester(self, segment: int, source: int) -> int:
+        """The requester id that a unit sees of function `source`: its own, or what the topmost bridge that replaces it puts there."""
+        above = self._above.get((segment, split_bdf(source)[0]))
+        while above:
+            source = requester_behind(source, above.forwards_as, above.source, above.secondary)
+            above = self._above.get((segment, split_bdf(above.source)[0]))
+        return source
+
     def covered(self, index: int) -> tuple[PciDescription, ...]:
-        """The functions of the tree that unit `index` covers, in the tree's order."""
-        return tuple(f for f in self.functions if self.unit_index(f.segment, f.source) == index)
+        """The functions of the tree whose DMA unit `index` sees, in the tree's order."""
+        return tuple(f for f in self.functions if self.unit_index(f.segment, self.requester(f.segment, f.source)) == index)
+
+    def requesters(self, index: int) -> tuple[int, ...]:
+        """The requester ids that belong to unit `index`: of each function it covers its own, and the one it is seen under."""
+        pairs = ((f.source, self.requester(f.segment, f.source)) for f in self.covered(index))
+        return tuple(dict.fromkeys(source for pair in pairs for source in pair))
+
+
+def _hops(functions: Iterable[PciDescription]) -> dict[tuple[int, int], _Hop]:
+    """The bridge above each bus, by (segment, bus).  Bus numbers grow downwards, so that the one above is known first."""
+    hops: dict[tuple[int, int], _Hop] = {}
+    for f in sorted(functions, key=lambda f: (f.segment, f.source)):
+        if f.secondary > f.source >> 8 and (f.segment, f.secondary) not in hops:
+            above = hops.get((f.segment, f.source >> 8))
+            outer = above.express if above else None
+            own = express_type(f, above is None, outer)
+            hops[f.segment, f.secondary] = _Hop(f.source, f.secondary, own, forwarding_type(f, own, outer))
+    return hops

@@ -1,15 +1,37 @@
-"""PCI: names of functions, offsets of configuration space (PCI Local Bus 3.0, section 6; PCI-to-PCI Bridge 1.2, section 3)."""
+"""PCI: names of functions, offsets of configuration space, kinds of bridge (PCI Local Bus 3.0, section 6; PCI-to-PCI Bridge 1.2, section 3;
+PCI Express Base 4.0, section 7.5.3)."""
 
 import re
+from enum import IntEnum
 
-__all__ = ["BAR0", "CAPABILITIES", "CLASS", "COMMAND", "DEVICE_ID", "HEADER_TYPE", "INTERRUPT_LINE", "INTERRUPT_PIN", "PRIMARY_BUS",
-           "REVISION", "SECONDARY_BUS", "STATUS", "SUBORDINATE_BUS", "SUBSYSTEM_ID", "SUBSYSTEM_VENDOR_ID", "VENDOR_ID", "bdf",
-           "format_bdf", "parse_bdf", "split_bdf"]
+__all__ = ["BAR0", "CAPABILITIES", "CLASS", "COMMAND", "DEVICE_ID", "EXPRESS", "HEADER_TYPE", "INTERRUPT_LINE", "INTERRUPT_PIN", "PORTS",
+           "PRIMARY_BUS", "REVISION", "SECONDARY_BUS", "STATUS", "SUBORDINATE_BUS", "SUBSYSTEM_ID", "SUBSYSTEM_VENDOR_ID", "VENDOR_ID",
+           "PortType", "bdf", "format_bdf", "parse_bdf", "requester_behind", "split_bdf"]
 
 VENDOR_ID, DEVICE_ID, COMMAND, STATUS, REVISION, CLASS, HEADER_TYPE = 0x00, 0x02, 0x04, 0x06, 0x08, 0x09, 0x0E
 BAR0, SUBSYSTEM_VENDOR_ID, SUBSYSTEM_ID, CAPABILITIES, INTERRUPT_LINE, INTERRUPT_PIN = 0x10, 0x2C, 0x2E, 0x34, 0x3C, 0x3D
 PRIMARY_BUS, SECONDARY_BUS, SUBORDINATE_BUS = 0x18, 0x19, 0x1A
 COMMAND_IO, COMMAND_MEMORY, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE = 1 << 0, 1 << 1, 1 << 2, 1 << 10
+EXPRESS = 0x10
+"""Number of the PCI Express capability; bits 7:4 of the word that follows its id and link are the port type."""
+
+
+class PortType(IntEnum):
+    """Device/port type of the PCI Express capability (section 7.5.3.2).  Conventional functions, bridges too, have no such capability."""
+
+    ENDPOINT = 0
+    LEGACY_ENDPOINT = 1
+    ROOT_PORT = 4
+    UPSTREAM_PORT = 5
+    DOWNSTREAM_PORT = 6
+    PCIE_TO_PCI_BRIDGE = 7
+    PCI_TO_PCIE_BRIDGE = 8
+    INTEGRATED_ENDPOINT = 9
+    EVENT_COLLECTOR = 10
+
+
+PORTS = frozenset({PortType.ROOT_PORT, PortType.UPSTREAM_PORT, PortType.DOWNSTREAM_PORT})
+"""Bridges that pass the requester ids from behind them on."""
 
 
 def bdf(bus: int, device: int, function: int) -> int:
@@ -36,3 +58,14 @@ def parse_bdf(text: str) -> tuple[int, int]:
     if not m or int(m[3], 16) > 31:
         raise ValueError(f"{text!r} is not a PCI function like 00:02.0")
     return int(m[1] or "0", 16), bdf(int(m[2], 16), int(m[3], 16), int(m[4]))
+
+
+def requester_behind(below: int, port_type: PortType | None, bridge: int, secondary: int) -> int:
+    """The requester id under which a request of `below`, behind a bridge, leaves the bridge upwards.
+
+    A PCIe port keeps the id.  A PCIe-to-PCI bridge puts its secondary bus with device and function 0 (PCI Express to PCI/PCI-X Bridge 1.0,
+    section 2.3), any other bridge (`port_type` None: a conventional one) its own id, `bridge`.
+    """
+    if port_type in PORTS:
+        return below
+    return secondary << 8 if port_type is PortType.PCIE_TO_PCI_BRIDGE else bridge

@@ -1,0 +1,33 @@
+"""Which kind of PCI Express function or bridge something is, by its description and its place in the tree."""
+
+from ..spec.pci import PORTS, PortType
+from .description import PciDescription
+
+__all__ = ["express_type", "forwarding_type"]
+
+_UNDECLARED = frozenset({(0x1B21, 0x1080), (0x10E3, 0x8113), (0x1283, 0x8892), (0x1283, 0x8893), (0x8086, 0x244E)})
+"""PCIe-to-PCI bridges that have no PCI Express capability, as Linux knows them (drivers/pci/quirks.c)."""
+
+
+def express_type(function: PciDescription, on_root_bus: bool, above: PortType | None) -> PortType | None:
+    """The port type in the function's PCI Express capability; None where it has none.
+
+    `above` is the type of the bridge it lies behind (None: a conventional one).  What the description leaves open follows from the place:
+    bridges on a root bus are root ports, others switch ports; on a conventional bus nothing has the capability.
+    """
+    if not function.pcie or function.port_type is not None:
+        return function.port_type if function.pcie else None
+    bridge = function.model == "bridge"
+    if on_root_bus:
+        return PortType.ROOT_PORT if bridge else PortType.INTEGRATED_ENDPOINT
+    if above not in PORTS and above is not PortType.PCI_TO_PCIE_BRIDGE:
+        return None
+    if not bridge:
+        return PortType.ENDPOINT
+    return PortType.DOWNSTREAM_PORT if above is PortType.UPSTREAM_PORT else PortType.UPSTREAM_PORT
+
+
+def forwarding_type(bridge: PciDescription, own: PortType | None, above: PortType | None) -> PortType | None:
+    """The type by which a bridge forwards requests: its own, or PCIe-to-PCI for the known ones behind a port that do not declare it."""
+    undeclared = own is None and above in PORTS and (bridge.vendor, bridge.device_id) in _UNDECLARED
+    return PortType.PCIE_TO_PCI_BRIDGE if undeclared else own
