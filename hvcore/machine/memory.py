@@ -92,11 +92,21 @@ class Memory:
             raise ValueError(f"{address:#x} is not a multiple of 8")
         return self._words[address // 8:address // 8 + count]
 
+    @property
+    def words(self) -> NDArray[np.uint64]:
+        """All words from address 0 to the end of RAM, as a view; those outside RAM mean nothing: ask `readable`."""
+        return self._words
+
+    def readable(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether a whole 4 KiB page of RAM begins at each of many addresses."""
+        run = np.searchsorted(self._starts, addresses, "right").astype(np.int64) - 1
+        end = self._ends[np.maximum(run, 0)]
+        return (run >= 0) & (addresses < end) & (addresses % np.uint64(PAGE) == 0)
+
     def tables(self, addresses: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """The 4 KiB pages at many page-aligned addresses: words [n, 512] (a copy; zeros where there is no RAM) and readable [n]."""
         addresses = np.asarray(addresses, np.uint64)
-        run = np.searchsorted(self._starts, addresses, "right").astype(np.int64) - 1
-        readable = (run >= 0) & (addresses + np.uint64(PAGE) <= self._ends[np.maximum(run, 0)]) & (addresses % np.uint64(PAGE) == 0)
+        readable = self.readable(addresses)
         if readable.all():
             return self._pages[(addresses >> np.uint64(12)).astype(np.int64)], readable
         words = np.zeros((len(addresses), PAGE // 8), np.uint64)
