@@ -62,7 +62,7 @@ def parse_dmar_bios_report(memory: Memory, address: int, console: Console) -> li
     at = _FIRST_STRUCTURE
     while at + 4 <= len(data):
         kind, size = struct.unpack_from("<HH", data, at)
-        unit = _drhd(data[at:at + size], units, console) if kind == _DRHD and size >= 16 else None
+        unit = _drhd(data[at:at + size], units, console) if kind == _DRHD and 16 <= size <= len(data) - at else None
         if unit is None:
             break
         units.append(unit)

@@ -1,0 +1,63 @@
+"""The process that cases run in: `python -m tests.fuzz.child NAME SEED CASES SECONDS`.  It tells of each case in lines of JSON.
+
+A case that takes too long is ended from a thread of the interpreter's own, which needs no answer from Python: the traceback goes to
+standard error and the process ends.
+"""
+
+import faulthandler
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from .targets import TARGETS, Target
+
+__all__ = ["Tell", "run_cases"]
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+def place(error: BaseException) -> str:
+    """Where an exception was raised: the innermost line that is hvlab's, else the innermost of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if "/hvcore/" in f.filename), frames[-1])
+    return f"{type(error).__name__} at {frame.filename.rpartition('/hvcore/')[2].rpartition('/tests/')[2]}:{frame.lineno}"
+
+
+def run_cases(target: Target, seed: int, cases: int, seconds: float, tell: Tell) -> None:
+    """Runs cases `seed`, `seed` + 1, ... until there were `cases` of them or `seconds` are over."""
+    end = time.monotonic() + seconds
+    for number in range(seed, seed + cases):
+        if time.monotonic() >= end:
+            break
+        tell({"start": number})
+        faulthandler.dump_traceback_later(target.limit, exit=True)
+        tell(_one(target, number))
+        faulthandler.cancel_dump_traceback_later()
+        if (used := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) > target.resident:
+            tell({"fail": number, "kind": f"more than {target.resident} MiB of memory", "text": f"{used} MiB were resident"})
+            break
+
+
+def _one(target: Target, number: int) -> dict[str, Any]:
+    try:
+        return {"done": number, "what": target.run(number)}
+    except BaseException as e:  # noqa: BLE001 - whatever a case raises is what is looked for
+        return {"fail": number, "kind": place(e), "text": "".join(traceback.format_exception(e))}
+
+
+def main(name: str, seed: str, cases: str, seconds: str) -> None:
+    """What the parent starts: standard output is for it alone, what cases print is thrown away."""
+    target = TARGETS[name]
+    resource.setrlimit(resource.RLIMIT_AS, (target.space << 20, target.space << 20))
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    run_cases(target, int(seed), int(cases), float(seconds), lambda event: print(json.dumps(event), file=out))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,27 @@
+"""Every target by its name, with what it may use."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import acpi, sources
+
+__all__ = ["TARGETS", "Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """`run` is given a seed and says what happened.
+
+    `limit` is the most seconds that a case may take, `space` the most MiB of address space (RLIMIT_AS, which counts a machine's sparse RAM
+    whole), `resident` the most MiB of real memory.
+    """
+
+    run: Callable[[int], str]
+    limit: int = 20
+    space: int = 8 << 10
+    resident: int = 4 << 10
+
+
+TARGETS: dict[str, Target] = {
+    **{name: Target(run) for module in (acpi, sources) for name, run in module.TARGETS.items()},
+}
