@@ -1,6 +1,6 @@
 """What is raised: the user's mistakes, and memory that cannot be read.  Faults of the machine are values, never exceptions."""
 
-__all__ = ["BadConfig", "BadMachine", "BadTable", "HvlabError", "Unreadable"]
+__all__ = ["BadConfig", "BadMachine", "BadTable", "HvlabError", "Unreadable", "quoted"]
 
 
 class HvlabError(Exception):
@@ -28,3 +28,16 @@ class Unreadable(Exception):
     def __init__(self, address: int, length: int = 1, why: str = "no memory there"):
         super().__init__(f"{length} bytes at physical {address:#x} cannot be read: {why}")
         self.address, self.length, self.why = address, length, why
+
+
+_LONGEST = 80
+"""Characters of a value that a sentence quotes."""
+
+
+def quoted(value: object) -> str:
+    """A value as a sentence quotes it: as Python writes it, on one line, and cut where that is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too long to be written"
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

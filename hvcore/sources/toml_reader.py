@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ..errors import BadMachine
+from ..errors import BadMachine, quoted
 
 __all__ = ["Reader", "size"]
 
@@ -36,7 +36,7 @@ class Reader:
 
     def fail(self, name: str, why: str) -> NoReturn:
         """Raises `BadMachine` for the key `name` of this table."""
-        where = ".".join(part for part in (self.key, name) if part)
+        where = ".".join(part if len(part) <= 80 else part[:80] + "..." for part in (self.key, name) if part)
         raise BadMachine(f"{self.path}: {where + ': ' if where else ''}{why}")
 
     def __contains__(self, name: str) -> bool:
@@ -52,7 +52,7 @@ class Reader:
     def number(self, name: str, value: object, low: int = 0, high: int = _TOP) -> int:
         """`value`, said to be of key `name`, as a whole number in range."""
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self.fail(name, f"{value!r} is no whole number from {low:#x} to {high:#x}")
+            self.fail(name, f"{quoted(value)} is no whole number from {low:#x} to {high:#x}")
         return value
 
     def bytes_of(self, name: str, default: int | None = None) -> int:
@@ -61,9 +61,9 @@ class Reader:
         if isinstance(value, str):
             found = size(value)
             if found is None:
-                self.fail(name, f"{value!r} is no size like \"16 GiB\"")
+                self.fail(name, f"{quoted(value)} is no size like \"16 GiB\"")
             if found > _TOP:
-                self.fail(name, f"{value!r} is beyond 64 bits")
+                self.fail(name, f"{quoted(value)} is beyond 64 bits")
             return found
         return self.integer(name, default)
 
@@ -71,21 +71,21 @@ class Reader:
         """A string."""
         value = self.values.get(name, default)
         if not isinstance(value, str):
-            self.fail(name, "is missing" if value is None else f"{value!r} is no text")
+            self.fail(name, "is missing" if value is None else f"{quoted(value)} is no text")
         return value
 
     def flag(self, name: str, default: bool = False) -> bool:
         """true or false."""
         value = self.values.get(name, default)
         if not isinstance(value, bool):
-            self.fail(name, f"{value!r} is neither true nor false")
+            self.fail(name, f"{quoted(value)} is neither true nor false")
         return value
 
     def array(self, name: str) -> list[object]:
         """An array, empty where it is missing."""
         value = self.values.get(name, [])
         if not isinstance(value, list):
-            self.fail(name, f"{value!r} is no array")
+            self.fail(name, f"{quoted(value)} is no array")
         return value
 
     def tables(self, name: str, known: Sequence[str]) -> list["Reader"]:

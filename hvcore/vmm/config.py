@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..errors import BadConfig
+from ..errors import BadConfig, quoted
 
 __all__ = ["MAP_ENDS", "PROFILES", "QUIRKS", "Config", "parse_settings"]
 
@@ -93,7 +93,7 @@ def _checked(name: str, value: Any) -> Any:
         if isinstance(value, str) and value.lower() in _BOOLEANS:
             return _BOOLEANS[value.lower()]
         if not isinstance(value, bool):
-            raise BadConfig(f"{name} takes y or n, not {value!r}")
+            raise BadConfig(f"{name} takes y or n, not {quoted(value)}")
     elif name == "IOMMU_MAP_END":
         _one_of(name, value, MAP_ENDS)
     elif name == "VMM_SIZE_MIB":
@@ -104,24 +104,24 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _size(value: Any) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not text.isdecimal() or not 8 <= int(text) <= 3072 or int(text) % 4:
-        raise BadConfig(f"VMM_SIZE_MIB takes a multiple of 4 from 8 to 3072, not {value!r}")
+    text = value if isinstance(value, str) else quoted(value)
+    if isinstance(value, bool) or not text.isdecimal() or len(text) > 4 or not 8 <= int(text) <= 3072 or int(text) % 4:
+        raise BadConfig(f"VMM_SIZE_MIB takes a multiple of 4 from 8 to 3072, not {quoted(value)}")
     return int(text)
 
 
 def _quirks(value: Any) -> frozenset[str]:
     if not isinstance(value, Iterable):
-        raise BadConfig(f"QUIRKS takes names, as in \"A,B\" or a set, not {value!r}")
-    names = frozenset(n for n in value.split(",") if n and n != "none") if isinstance(value, str) else frozenset(value)
-    for name in sorted(names):
+        raise BadConfig(f"QUIRKS takes names, as in \"A,B\" or a set, not {quoted(value)}")
+    names = [n for n in value.split(",") if n and n != "none"] if isinstance(value, str) else list(value)
+    for name in names:
         _one_of("QUIRKS", name, QUIRKS)
-    return names
+    return frozenset(names)
 
 
 def _one_of(option: str, value: Any, choices: Iterable[str]) -> None:
     if value not in list(choices):
-        raise BadConfig(f"{option} takes {', '.join(choices)}, not {value!r}")
+        raise BadConfig(f"{option} takes {', '.join(choices)}, not {quoted(value)}")
 
 
 def _known(names: Iterable[str]) -> None:
@@ -130,7 +130,7 @@ def _known(names: Iterable[str]) -> None:
         if name not in options:
             close = difflib.get_close_matches(name.upper(), options, 1)
             hint = f"did you mean {close[0]}?" if close else f"the options are {', '.join(options)}"
-            raise BadConfig(f"there is no option {name}: {hint}")
+            raise BadConfig(f"there is no option {name[:80]}: {hint}")
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, str]:
@@ -139,7 +139,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, str]:
     for word in settings:
         name, equals, value = word.partition("=")
         if not equals:
-            raise BadConfig(f"--set takes NAME=VALUE, not {word!r}")
+            raise BadConfig(f"--set takes NAME=VALUE, not {quoted(word)}")
         _known([name])
         options[name] = value
     return options

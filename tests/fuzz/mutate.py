@@ -30,10 +30,11 @@ def junk(r: Random, most: int) -> bytes:
     return r.choice((bytes, lambda n: b"\xff" * n, r.randbytes))(r.randrange(most + 1))
 
 
-def check_sentence(error: Exception) -> None:
-    """What a user is told is one short line."""
+def check_sentence(error: Exception, place: str = "") -> None:
+    """What a user is told is one line, not too long, which names the place."""
     text = str(error)
-    assert text.strip() and "\n" not in text and len(text) < 4000, f"no sentence: {text[:200]!r}"
+    assert text.strip() and "\n" not in text and len(text) < 10_000, f"no sentence: {text[:200]!r}"
+    assert place in text, f"no place: {text[:200]!r}"
 
 
 # --- bytes
@@ -153,8 +154,8 @@ _TEXT_OPERATIONS: tuple[tuple[Callable[[Random, str], str], int], ...] = (
 
 
 def spoilt_text(r: Random, text: str, most: int = 4) -> str:
-    """The text after 1 to `most` mutations."""
-    operations, weights = zip(*_TEXT_OPERATIONS, strict=True)
+    """The text after 1 to `most` mutations, in half of the cases of numbers alone."""
+    operations, weights = zip(*(_TEXT_OPERATIONS if often(r, 0.5) else _TEXT_OPERATIONS[:1]), strict=True)
     for operation in r.choices(operations, weights, k=r.randint(1, most)):
         if text:
             text = operation(r, text)

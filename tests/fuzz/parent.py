@@ -17,8 +17,8 @@ from .targets import TARGETS
 __all__ = ["Campaign", "Failure", "Tally"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-_SHOWN = 4000
-"""Characters shown of one traceback, from its end."""
+_LINES, _WIDTH = 40, 300
+"""What is shown of one traceback: its last lines, and how much of each."""
 
 
 @dataclass
@@ -37,7 +37,11 @@ class Failure:
         return f"python -m tests.fuzz --only {self.target} --seed {self.seed} --cases 1"
 
     def __str__(self) -> str:
-        return f"FAILED {self.target}: {self.kind}\n{self.text[-_SHOWN:].rstrip()}\n  {self.command}"
+        return f"FAILED {self.target}: {self.kind}\n{_shortened(self.text)}\n  {self.command}"
+
+
+def _shortened(text: str) -> str:
+    return "\n".join(line[:_WIDTH] for line in text.rstrip().splitlines()[-_LINES:])
 
 
 @dataclass
