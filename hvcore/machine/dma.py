@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from ..spec.dma import Direction, DmaRequest, DmaResult, RemapFault
+from ..spec.interrupts import Interrupt, as_written
 from .memory import PAGE, Memory
 
 __all__ = ["MSI", "DmaFabric", "DmaPort", "Remapper"]
 
 MSI = range(0xFEE00000, 0xFEF00000)
-"""Addresses at which a 4-byte write is a message-signalled interrupt."""
+"""Addresses at which an aligned 4-byte write is a message-signalled interrupt."""
 
 
 class Remapper(Protocol):
@@ -18,6 +19,10 @@ class Remapper(Protocol):
 
     def remap(self, request: DmaRequest) -> int | RemapFault:
         """The host-physical address of `request.iova`, or the fault.  `request` lies within one 4 KiB page."""
+        ...
+
+    def interrupt(self, source: int, address: int, data: int, /) -> Interrupt | RemapFault:
+        """What becomes of a message-signalled interrupt, or the fault."""
         ...
 
 
@@ -39,13 +44,15 @@ class DmaPort:
 class DmaFabric:
     """Between devices and memory.
 
-    `unit_of(segment, source)` is the remapping unit that covers a requester, None where none does.  A message-signalled interrupt
-    (a 4-byte write to 0xFEExxxxx) goes to `msi(source, address, data)` and not to memory.  `trace` keeps the newest results.
+    `unit_of(segment, source)` is the remapping unit that covers a requester, None where none does.  A message-signalled interrupt (an
+    aligned 4-byte write to 0xFEExxxxx) goes through the unit too, then, as remapped, to `msi(source, address, data)` and not to memory.
+    `trace` keeps the newest results, `interrupts` the newest messages that got through.
     """
 
     def __init__(self, memory: Memory, unit_of: Callable[[int, int], Remapper | None], msi: Callable[[int, int, int], None] | None = None):
         self.memory, self.unit_of, self.msi = memory, unit_of, msi
         self.trace: deque[DmaResult] = deque(maxlen=4096)
+        self.interrupts: deque[Interrupt] = deque(maxlen=4096)
 
     def port(self, source: int, segment: int = 0) -> DmaPort:
         """The port of requester `source`."""
@@ -58,11 +65,9 @@ class DmaFabric:
         return result
 
     def _carry(self, request: DmaRequest, data: bytes) -> DmaResult:
-        if request.iova in MSI and request.access is Direction.WRITE and request.length == 4:
-            if self.msi:
-                self.msi(request.source, request.iova, int.from_bytes(data, "little"))
-            return DmaResult(request, b"")
         unit = self.unit_of(request.segment, request.source)
+        if _is_message(request):
+            return self._interrupt(unit, request, int.from_bytes(data, "little"))
         done: list[bytes] = []
         for part, offset in pages(request):
             address = unit.remap(part) if unit else part.iova
@@ -75,6 +80,21 @@ class DmaFabric:
             else:
                 self.memory.write(address, data[offset:offset + part.length])
         return DmaResult(request, b"".join(done))
+
+    def _interrupt(self, unit: Remapper | None, request: DmaRequest, data: int) -> DmaResult:
+        """A message-signalled interrupt on its way to the processors; a unit may block it."""
+        source, address = request.source, request.iova
+        sent = unit.interrupt(source, address, data) if unit else as_written(source, address, data)
+        if isinstance(sent, RemapFault):
+            return DmaResult(request, None, sent)
+        self.interrupts.append(sent)
+        if self.msi:
+            self.msi(source, *sent.message)
+        return DmaResult(request, b"")
+
+
+def _is_message(request: DmaRequest) -> bool:
+    return request.access is Direction.WRITE and request.length == 4 and request.iova in MSI and not request.iova % 4
 
 
 def pages(request: DmaRequest) -> Iterable[tuple[DmaRequest, int]]:

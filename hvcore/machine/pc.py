@@ -47,7 +47,7 @@ class Pc:
     """A machine that can be switched on.  `power_on` gives fresh devices; memory, the largest part, is only emptied.
 
     `serial` is what was sent on COM1, `debug` what was written to port 0xE9, `messages` the newest message-signalled interrupts as (source,
-    address, data), the source None where a remapping unit sent it: no local APIC takes them.
+    address, data) behind the remapping units, the source None where a unit sent it, which nothing remaps: no local APIC takes them.
     """
 
     memory: Memory

@@ -34,6 +34,7 @@ class DmaRequest:
 class RemapFault:
     """A request that a remapping unit refused: VT-d fault `reason`, IOVA of the 4 KiB page `address`, register base `unit` of the unit.
 
+    For an interrupt (reasons 0x20 to 0x26) `address` is the index into the interrupt remapping table, 0 where there is none.
     `recorded` is False where the unit wrote no fault record (FPD, overflow)."""
 
     request: DmaRequest

@@ -186,11 +186,19 @@ CONDITION: dict[int, str] = {
     0xC: "a reserved bit is set in a paging entry",
     0xD: "the context entry blocks this kind of request",
     0xE: "the address, or what it is mapped to, lies in the interrupt range 0xfee00000-0xfeefffff",
+    0x20: "the message asks for a subhandle and has bits 31:16 of its data set",
+    0x21: "the interrupt index lies beyond the interrupt remapping table",
+    0x22: "the interrupt remapping table entry is not present",
+    0x23: "the interrupt remapping table lies where no memory is",
+    0x24: "a reserved bit is set in the interrupt remapping table entry",
+    0x25: "the message has the compatibility format, and EIME is set or CFIS is clear",
+    0x26: "the requester is not the one that the interrupt remapping table entry names",
 }
-"""When the unit gives a DMA remapping reason, in plain English."""
+"""When the unit gives a reason, in plain English."""
 
-FPD_SILENCES = frozenset({0x2, 0x3, 0x4, 0x5, 0x6, 0x7, 0xB, 0xC, 0xD, 0xE})
-"""Reasons that are not recorded where the context entry has FPD set (the qualified faults of section 7.2.3)."""
+FPD_SILENCES = frozenset({0x2, 0x3, 0x4, 0x5, 0x6, 0x7, 0xB, 0xC, 0xD, 0xE, 0x22, 0x24, 0x26})
+"""Reasons that are not recorded where the context entry, or the interrupt remapping table entry, has FPD set (the qualified faults of
+section 7.2.3)."""
 
 
 FUNCTION_MASK = (0, 0b100, 0b110, 0b111)

@@ -11,6 +11,7 @@ from hvcore.machine.memory import Memory
 from hvcore.machine.pci import RootComplex
 from hvcore.spec.dma import DmaRequest, RemapFault
 from hvcore.spec.e820 import E820Entry
+from hvcore.spec.interrupts import Interrupt, as_written
 from hvcore.spec.pci import bdf
 
 ECAM = 0xB0000000
@@ -46,6 +47,9 @@ class Gate:
     def remap(self, request: DmaRequest) -> int | RemapFault:
         self.seen.append(request)
         return RemapFault(request, 0xFED90000, 6, request.iova & ~0xFFF) if self.blocks(request) else request.iova
+
+    def interrupt(self, source: int, address: int, data: int) -> Interrupt | RemapFault:
+        return as_written(source, address, data)
 
 
 @dataclass

@@ -1,8 +1,9 @@
-"""What a unit remembers of tables: context cache and IOTLB, stale until they are invalidated (VT-d, section 6.2)."""
+"""What a unit remembers of tables: contexts, translations, interrupt entries, stale until they are invalidated (VT-d, section 6.2)."""
 
 from dataclasses import dataclass
 
 from ...spec.vtd import FUNCTION_MASK
+from .interrupts import InterruptEntry
 from .walk import Context, Mapping
 
 __all__ = ["Cached", "CachedMapping", "ContextCache", "Iotlb"]
@@ -27,6 +28,7 @@ class Cached:
 
     contexts: tuple[Context, ...]
     mappings: tuple[CachedMapping, ...]
+    interrupts: tuple[InterruptEntry, ...] = ()
 
 
 class ContextCache:

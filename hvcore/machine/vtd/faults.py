@@ -3,8 +3,9 @@
 Advanced fault logging (CAP.AFL) has its command and status bits only: faults always go to the fault records.
 """
 
+from ...spec.bits import mask
 from ...spec.dma import Direction, DmaRequest
-from ...spec.vtd import FRCD_HIGH, FRCD_LOW, FSTS, frcd_count
+from ...spec.vtd import FRCD_HIGH, FRCD_LOW, FSTS, FaultReason, frcd_count
 from .registers import EventRegisters, RegisterFile
 
 __all__ = ["FaultLog"]
@@ -28,13 +29,20 @@ class FaultLog:
         self.next = 0
 
     def record(self, request: DmaRequest, reason: int) -> bool:
-        """Records a fault; False where it is lost.
+        """Records the fault of a DMA request; False where it is lost."""
+        return self._log(request.iova & FRCD_LOW["FI"].mask, int(request.access is Direction.READ), reason, request.source)
+
+    def record_interrupt(self, source: int, index: int, reason: FaultReason) -> bool:
+        """Records the fault of a message of requester `source`, FI 63:48 the low bits of the interrupt index; False where it is lost."""
+        return self._log(index << 48 & mask(63), 0, reason, source)
+
+    def _log(self, low: int, read: int, reason: int, source: int) -> bool:
+        """A record, unless it is lost.
 
         It is lost while PFO is set, where the next record is still pending (which sets PFO), and where a pending record says the same
         already: hardware may collapse a repeated fault, and this one does.
         """
-        low = request.iova & FRCD_LOW["FI"].mask
-        high = FRCD_HIGH.make(F=1, T=int(request.access is Direction.READ), FR=reason, SID=request.source)
+        high = FRCD_HIGH.make(F=1, T=read, FR=reason, SID=source)
         if self.file["FSTS"] & _PFO or self._pending(low, high):
             return False
         if self.file[f"FRCD{self.next}_HIGH"] & _F:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ...errors import Unreadable
 from ...spec.bits import Layout, mask
+from ...spec.interrupts import QUEUE_IEC
 from ...spec.vtd import (
     CAP,
     CCMD,
@@ -23,6 +24,7 @@ from ...spec.vtd import (
 from ..memory import Memory
 from .caches import ContextCache, Iotlb
 from .faults import FaultLog
+from .interrupts import InterruptRemapper
 from .registers import EventRegisters, RegisterFile
 
 __all__ = ["InvalidationQueue", "Invalidator", "Note"]
@@ -103,14 +105,16 @@ def _completed(layout: Layout, word: int, busy: str, actual: str, done: int) -> 
 class InvalidationQueue:
     """The queue in memory between IQH and IQT.  Descriptors of 16 bytes are carried out in order as soon as the tail moves."""
 
-    def __init__(self, memory: Memory, file: RegisterFile, invalidator: Invalidator, faults: FaultLog, event: EventRegisters, note: Note):
-        self.memory, self.file, self.invalidator, self.faults, self.event, self.note = memory, file, invalidator, faults, event, note
+    def __init__(self, memory: Memory, file: RegisterFile, invalidator: Invalidator, interrupts: InterruptRemapper, faults: FaultLog,
+                 event: EventRegisters, note: Note):
+        self.memory, self.file, self.invalidator, self.interrupts = memory, file, invalidator, interrupts
+        self.faults, self.event, self.note = faults, event, note
         ecap = file["ECAP"]
         self._verbs: dict[int, Callable[[int, int], bool]] = {1: self._context, 2: self._iotlb, 5: self._wait}
         if ECAP.get(ecap, "DT"):
             self._verbs[3] = self._accept
         if ECAP.get(ecap, "IR"):
-            self._verbs[4] = self._accept
+            self._verbs[4] = self._interrupt_entries
 
     def run(self) -> None:
         """Fetches until head meets tail, or until a descriptor is wrong: then FSTS.IQE is set and IQH stays at it."""
@@ -144,8 +148,12 @@ class InvalidationQueue:
         return bool(self.invalidator.invalidate_iotlb(f["G"], f["DID"], high & IVA["ADDR"].mask, IVA.get(high, "AM")))
 
     def _accept(self, *_: int) -> bool:
-        """Device-TLBs and the interrupt-entry cache: the machine has none, so nothing is stale in them."""
+        """Device-TLBs: the machine has none, so nothing is stale in them."""
         return True
+
+    def _interrupt_entries(self, low: int, _: int) -> bool:
+        f = QUEUE_IEC.decode(low)
+        return self.interrupts.invalidate(bool(f["G"]), f["IIDX"], f["IM"])
 
     def _wait(self, low: int, high: int) -> bool:
         """All before it is done already: writes the status word (lost where no memory is) and raises the completion event."""

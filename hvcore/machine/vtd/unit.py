@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ...spec.bits import Register
 from ...spec.dma import Direction, DmaRequest, RemapFault
+from ...spec.interrupts import Interrupt
 from ...spec.vtd import (
     CAP,
     FPD_SILENCES,
@@ -25,6 +26,7 @@ from ..memory import Memory
 from .caches import Cached, ContextCache, Iotlb
 from .commands import Command, asked
 from .faults import FaultLog
+from .interrupts import InterruptRemapper
 from .invalidation import InvalidationQueue, Invalidator
 from .registers import EventRegisters, RegisterFile
 from .walk import Context, Mapping, Walk, Walker
@@ -62,10 +64,12 @@ class RemappingUnit:
         self._fault_event, self._queue_event = EventRegisters(self.file, "FE", send), EventRegisters(self.file, "IE", send)
         self._faults = FaultLog(self.file, self._fault_event)
         self._invalidator = Invalidator(cap, self._contexts, self._iotlb)
-        self._queue = InvalidationQueue(memory, self.file, self._invalidator, self._faults, self._queue_event, self._note)
+        self._interrupts = InterruptRemapper(description, memory, self.file, self._faults, self._note, host_address_width, ideal_caches)
+        self._queue = InvalidationQueue(memory, self.file, self._invalidator, self._interrupts, self._faults, self._queue_event, self._note)
         self._caching_mode, self._zlr = bool(CAP.get(cap, "CM")), bool(CAP.get(cap, "ZLR"))
         self._effects = self._write_effects()
-        self._command_effects = {"SRTP": self._latch_root, "QIE": self._queue_switched, "TE": self._translation_switched}
+        self._command_effects = {"SRTP": self._latch_root, "QIE": self._queue_switched, "TE": self._translation_switched,
+                                 "SIRTP": self._interrupts.latch, "IRE": self._interrupts.switched}
         self.reset()
 
     def reset(self) -> None:
@@ -73,6 +77,7 @@ class RemappingUnit:
         self.file.reset()
         self._contexts.invalidate_all()
         self._iotlb.invalidate_all()
+        self._interrupts.reset()
         self._faults.reset()
         self.notes.clear()
         self._root = 0
@@ -101,8 +106,15 @@ class RemappingUnit:
 
     @property
     def cached(self) -> Cached:
-        """What the context cache and the IOTLB hold; the tables may say otherwise by now."""
-        return Cached(tuple(self._contexts.entries[s] for s in sorted(self._contexts.entries)), self._iotlb.entries())
+        """What the context cache, the IOTLB and the interrupt-entry cache hold; the tables may say otherwise by now."""
+        interrupts = self._interrupts.cache.entries
+        return Cached(tuple(self._contexts.entries[s] for s in sorted(self._contexts.entries)), self._iotlb.entries(),
+                      tuple(interrupts[i] for i in sorted(interrupts)))
+
+    @property
+    def interrupt_table(self) -> int:
+        """The interrupt table register as SIRTP last latched it; 0 after reset."""
+        return self._interrupts.table
 
     def register(self, name: str) -> int:
         """The value of a register by its name."""
@@ -217,6 +229,15 @@ class RemappingUnit:
             if start < request.iova + max(request.length, 1) and request.iova < end:
                 return RemapFault(request, self.base, PROTECTED, request.iova & ~0xFFF, recorded=False)
         return request.iova
+
+    # Interrupts of devices.
+
+    def interrupt(self, source: int, address: int, data: int) -> Interrupt | RemapFault:
+        """What becomes of a message-signalled interrupt, the 4-byte write of `data` to `address` in 0xFEExxxxx; a fault is recorded.
+
+        Whether TE is set does not matter.  The fault's `address` is the interrupt index, 0 where the message has none.
+        """
+        return self._interrupts.interrupt(source, address, data)
 
     # DMA.
 
