@@ -241,9 +241,10 @@ def lab_guest() -> Elf:
 
 def command_line(machine: MachineDescription) -> str:
     """What the loader tells the guest; `pci=lastbus=` where there are buses to which no bridge leads, as on machines of two sockets."""
-    behind = {bus for f in machine.pci if f.subordinate for bus in range(f.secondary, f.subordinate + 1)}
-    roots = {f.source >> 8 for f in machine.pci} - behind - {0}
-    return COMMAND_LINE + (f" pci=lastbus={max(f.source >> 8 for f in machine.pci):d}" if roots else "")
+    first = [f for f in machine.pci if not f.segment]
+    behind = {bus for f in first if f.subordinate for bus in range(f.secondary, f.subordinate + 1)}
+    roots = {f.source >> 8 for f in first} - behind - {0}
+    return COMMAND_LINE + (f" pci=lastbus={max(f.source >> 8 for f in first):d}" if roots else "")
 
 
 def _silent(_phase: str) -> None:

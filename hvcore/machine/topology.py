@@ -15,7 +15,7 @@ _ENUMERATED = (ScopeType.IOAPIC, ScopeType.HPET, ScopeType.NAMESPACE)
 
 @dataclass(frozen=True, slots=True)
 class Enumerator:
-    """An IOAPIC, HPET or ACPI device as a unit's scope names it: the unit's index and its requester id, None where the path leads nowhere."""
+    """An IOAPIC, HPET or ACPI device as a scope of unit `unit` names it; `source` is its requester id, None: the path leads nowhere."""
 
     unit: int
     scope: Scope

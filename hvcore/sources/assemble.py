@@ -9,6 +9,7 @@ from ..machine.description import EcamDescription, MachineDescription, PciDescri
 from ..machine.memory import PAGE
 from ..spec.dmar import Dmar, build, parse
 from ..spec.e820 import E820Entry
+from ..spec.pci import format_bdf
 from .dmar_lines import check_units, rebuild, units_of
 from .e820_lines import LoggedMap
 from .kernel_log import KernelLog
@@ -53,20 +54,22 @@ def describe(found: Findings) -> MachineDescription:
     with located(found.map_file if found.dmar is None else found.dmar_file):
         check_units(units, [(e.start, e.end) for e in e820 if e.usable])
     ecam, ecam_notes = _ecam(found.log, e820)
-    registers = [(u.base, u.base + PAGE) for u in units]
+    others = _other_ecams(found.log, e820)
+    registers = [*((u.base, u.base + PAGE) for u in units), *(r for e in others for r in _window(e))]
     nvme = [source for segment, source in found.log.nvme if segment == 0]
     with located(found.map_file):
         runs = dram_runs(e820, [*registers, *_window(ecam), *_logged_bars(functions)])
-        functions, tree_notes = complete(functions, table, nvme, found.log.root_buses)
+        kinds = _unknown_kinds(functions)
+        functions, tree_notes = complete(functions, table, nvme, found.log.root_buses, [e.segment for e in others])
     functions, moved = place_bars(functions, [*runs, *registers, *_window(ecam)])
     if ecam is None:
         ecam, ecam_notes = _place_ecam(e820, runs, registers, functions)
     rmrrs = [(r.base, r.end) for r in table.rmrrs] if table else []
     acpi, acpi_note = acpi_place(e820, runs, rmrrs, _dmar_address(found.log))
-    notes = (*found.notes, *map_notes, *dmar_notes, *unit_notes, *ecam_notes, *tree_notes, *_moved_note(moved),
+    notes = (*found.notes, *map_notes, *dmar_notes, *unit_notes, *ecam_notes, *tree_notes, *kinds, *_moved_note(moved),
              *([acpi_note] if acpi_note else []))
     return MachineDescription(found.name, e820, runs, acpi, raw, units, functions, ecam, host_address_width=_width(table, runs),
-                              source=found.source, assumptions=notes)
+                              source=found.source, assumptions=notes, other_ecams=others)
 
 
 def _memory_map(found: Findings) -> tuple[tuple[E820Entry, ...], tuple[str, ...]]:
@@ -122,6 +125,24 @@ def _ecam(log: KernelLog, e820: Sequence[E820Entry]) -> tuple[EcamDescription | 
     if guess is None:
         return None, ()
     return guess, (f"The PCI configuration window was not logged: the reserved memory at {guess.base:#x} was taken for it.",)
+
+
+def _other_ecams(log: KernelLog, e820: Sequence[E820Entry]) -> tuple[EcamDescription, ...]:
+    """The configuration windows of the segments besides 0, the first of each that lies where no RAM is."""
+    usable = [(e.start, e.end) for e in e820 if e.usable]
+    found: dict[int, EcamDescription] = {}
+    for e in log.ecams:
+        if e.segment and not any(overlaps((e.base, e.base + e.size), u) for u in usable):
+            found.setdefault(e.segment, e)
+    return tuple(found.values())
+
+
+def _unknown_kinds(functions: Sequence[PciDescription]) -> tuple[str, ...]:
+    """A sentence on the bridges of which nothing says whether they are PCI Express ports."""
+    names = [format_bdf(f.source) for f in functions if f.model == "bridge" and f.pcie and f.port_type is None]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    said = f"What kind of bridge some are is not known: {', '.join(names[:4])}{more} {'is' if len(names) == 1 else 'are'} taken for PCI"
+    return (f"{said} Express ports, which keep the requester ids of what lies behind.",) if names else ()
 
 
 def _place_ecam(e820: Sequence[E820Entry], runs: Sequence[Range], registers: Sequence[Range], functions: Sequence[PciDescription]) -> tuple[

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ..errors import BadMachine
 from ..machine.description import BarDescription, EcamDescription, PciDescription
-from ..spec.pci import parse_bdf
+from ..spec.pci import PortType, parse_bdf
 from .e820_lines import LoggedMap, read_maps
 from .files import read_bytes
 
@@ -49,7 +49,8 @@ class _Function:
     device_id: int = 0
     class_code: int = 0
     bridge: bool = False
-    subtractive: bool = False
+    conventional: bool = False
+    port_type: PortType | None = None
     bars: dict[int, BarDescription] = field(default_factory=dict)
     buses: tuple[int, int] = (0, 0)
 
@@ -245,7 +246,14 @@ def _read_line(log: KernelLog, functions: dict[tuple[int, int], _Function], line
 
 _PCI = re.compile(rf"\bpci {_BDF}: (.+)")
 _FOUND = re.compile(r"(?:found )?\[([0-9a-fA-F]{4}):([0-9a-fA-F]{4})\] "
-                    r"(?:type (\d{1,2}) class 0x([0-9a-fA-F]{6})|class ([0-9a-fA-F]{6}) header type (\d{2}))")
+                    r"(?:type (\d{1,2}) class 0x([0-9a-fA-F]{6})|class ([0-9a-fA-F]{6}) header type (\d{2}))(.*)")
+_PORT_TYPES = {
+    "PCIe Endpoint": PortType.ENDPOINT, "PCIe Legacy Endpoint": PortType.LEGACY_ENDPOINT, "PCIe Root Port": PortType.ROOT_PORT,
+    "PCIe Switch Upstream Port": PortType.UPSTREAM_PORT, "PCIe Switch Downstream Port": PortType.DOWNSTREAM_PORT,
+    "PCIe to PCI/PCI-X bridge": PortType.PCIE_TO_PCI_BRIDGE, "PCI/PCI-X to PCIe bridge": PortType.PCI_TO_PCIE_BRIDGE,
+    "PCIe Root Complex Integrated Endpoint": PortType.INTEGRATED_ENDPOINT,
+    "PCIe Root Complex Event Collector": PortType.EVENT_COLLECTOR}
+"""The port type in the words of kernels that print it; "conventional PCI" begins what has none."""
 _BAR = re.compile(r"(?:reg (?:0x)?([12][048c])|BAR ([0-5])):? (?:(64bit mmio|32bit mmio|io port): )?"
                   r"\[(?:(mem|io) +)?0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16})( 64bit)?( pref)?")
 _BUSES = re.compile(r"PCI bridge to \[bus ([0-9a-f]{2})(?:-([0-9a-f]{2}))?\](.*)")
@@ -262,14 +270,16 @@ def _read_function(function: _Function, text: str) -> None:
     m = _BUSES.match(text)
     if m:
         function.buses = int(m[1], 16), int(m[2] or m[1], 16)
-        function.subtractive = "subtractive" in m[3]
+        function.conventional |= "subtractive" in m[3]
 
 
 def _identify(function: _Function, m: re.Match[str]) -> None:
-    """Vendor, device, class.  Kernels before 3.3 print `type 0` and the class without its interface byte."""
+    """Vendor, device, class.  Kernels before 3.3 print `type 0` and the class without its interface byte; new ones the port type."""
     function.vendor, function.device_id = int(m[1], 16), int(m[2], 16)
     function.class_code = int(m[4] or m[5], 16) << (8 if m[3] and len(m[3]) == 1 else 0)
     function.bridge = int(m[3] or m[6]) == 1
+    function.conventional = m[7].strip().startswith("conventional PCI")
+    function.port_type = _PORT_TYPES.get(m[7].strip())
 
 
 def _bar(index: int, m: re.Match[str]) -> BarDescription:
@@ -283,4 +293,4 @@ def _finish(f: _Function) -> PciDescription:
     secondary, subordinate = f.buses if f.bridge else (0, 0)
     bars = tuple(f.bars[i] for i in sorted(f.bars))
     return PciDescription(f.source, f.vendor or 0, f.device_id, f.class_code, "bridge" if f.bridge else "stub", f.segment, bars=bars,
-                          secondary=secondary, subordinate=subordinate, pcie=not f.subtractive)
+                          secondary=secondary, subordinate=subordinate, pcie=not f.conventional, port_type=f.port_type)

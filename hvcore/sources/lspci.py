@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from ..machine.description import BarDescription, PciDescription
-from ..spec.pci import bdf, parse_bdf
+from ..spec.pci import CAPABILITIES, EXPRESS, PortType, bdf, parse_bdf
 
 __all__ = ["parse_lspci", "parse_qemu_pci"]
 
@@ -15,8 +15,17 @@ _SUBSYSTEM = re.compile(r"^\s+Subsystem: .*\[([0-9a-f]{4}):([0-9a-f]{4})\]", re.
 _REGION = re.compile(r"^\s+Region ([0-5]): (Memory|I/O ports) at (?:([0-9a-f]{1,16})|<\w+>)(?: \((32|64)-bit, (non-)?prefetchable\))?"
                      r".*\[size=(\d{1,4})([KMGT]?)\]", re.MULTILINE)
 _BUSES = re.compile(r"^\s+Bus: primary=[0-9a-f]{2}, secondary=([0-9a-f]{2}), subordinate=([0-9a-f]{2})", re.MULTILINE)
-_EXPRESS = re.compile(r"^\s+Capabilities: \[\w+\] Express ", re.MULTILINE)
-_VERBOSE = re.compile(r"^\s+Control: ", re.MULTILINE)
+_EXPRESS = re.compile(r"^\s+Capabilities: \[\w+\] Express (?:\(v\d+\) )?([A-Z][\w/ -]*?)(?: \(Slot[+-]\))?(?:,.*)?$", re.MULTILINE)
+_VERBOSE = re.compile(r"^\s+(?:Control|Flags): ", re.MULTILINE)
+_DENIED = "Capabilities: <access denied>"
+_DUMP = re.compile(r"^([0-9a-f]{2,3}):((?: [0-9a-f]{2}){16})\s*$", re.MULTILINE)
+_TYPES = {"Endpoint": PortType.ENDPOINT, "Legacy Endpoint": PortType.LEGACY_ENDPOINT, "Root Port": PortType.ROOT_PORT,
+          "Upstream Port": PortType.UPSTREAM_PORT, "Downstream Port": PortType.DOWNSTREAM_PORT,
+          "PCI-Express to PCI/PCI-X Bridge": PortType.PCIE_TO_PCI_BRIDGE, "PCI/PCI-X to PCI-Express Bridge": PortType.PCI_TO_PCIE_BRIDGE,
+          "Root Complex Integrated Endpoint": PortType.INTEGRATED_ENDPOINT, "Root Complex Event Collector": PortType.EVENT_COLLECTOR}
+"""The port type in lspci's words."""
+_SUBTRACTIVE = 0x060401
+_PORT_TYPES = {int(kind): kind for kind in PortType}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _INTERFACES = {0x0101: 0x80, 0x0106: 0x01, 0x0108: 0x02}
 """Programming interfaces where lspci does not say: bus-master IDE, AHCI, NVMe; others have 0."""
@@ -48,11 +57,38 @@ def _function(block: str) -> PciDescription | None:
     interface = int(m[6], 16) if m[6] else _INTERFACES.get(kind, 0)
     subsystem, buses = _SUBSYSTEM.search(block), _BUSES.search(block)
     bridge = kind == _BRIDGE
+    pcie, port_type = _express(block, kind << 8 | interface)
     return PciDescription(
         source, int(m[3], 16), int(m[4], 16), kind << 8 | interface, "bridge" if bridge else "stub", segment, int(m[5] or "0", 16),
         subsystem=(int(subsystem[1], 16), int(subsystem[2], 16)) if subsystem else (0, 0), bars=tuple(map(_bar, _REGION.finditer(block))),
         secondary=int(buses[1], 16) if bridge and buses else 0, subordinate=int(buses[2], 16) if bridge and buses else 0,
-        pcie=bool(_EXPRESS.search(block)) or not _VERBOSE.search(block))
+        pcie=pcie, port_type=port_type)
+
+
+def _express(block: str, class_code: int) -> tuple[bool, PortType | None]:
+    """Whether a function has a PCI Express capability, and the port type in it, None where the listing does not tell.
+
+    A listing without capabilities tells neither: then it has one, but for a bridge with subtractive decoding, which is conventional.
+    """
+    config = bytes(int(byte, 16) for line in _DUMP.finditer(block) for byte in line[2].split())
+    if len(config) >= 256:
+        found = _capability(config)
+        return found is not None, found
+    m = _EXPRESS.search(block)
+    if m:
+        return True, _TYPES.get(m[1])
+    told = _VERBOSE.search(block) and _DENIED not in block
+    return not told and class_code != _SUBTRACTIVE, None
+
+
+def _capability(config: bytes) -> PortType | None:
+    """The port type in the PCI Express capability of 256 bytes or more of configuration space; None where there is none."""
+    at, left = config[CAPABILITIES] & 0xFC, 48
+    while at >= 0x40 and left:
+        if config[at] == EXPRESS:
+            return _PORT_TYPES.get(config[at + 2] >> 4)
+        at, left = config[at + 1] & 0xFC, left - 1
+    return None
 
 
 def _bar(m: re.Match[str]) -> BarDescription:

@@ -52,14 +52,17 @@ def merge(listed: Iterable[PciDescription], logged: Iterable[PciDescription]) ->
     return tuple(found[key] for key in sorted(found))
 
 
-def complete(functions: Iterable[PciDescription], table: Dmar | None, nvme: Iterable[int] = (), roots: Iterable[int] = ()) -> tuple[
-        tuple[PciDescription, ...], tuple[str, ...]]:
+def complete(functions: Iterable[PciDescription], table: Dmar | None, nvme: Iterable[int] = (), roots: Iterable[int] = (),
+             segments: Iterable[int] = ()) -> tuple[tuple[PciDescription, ...], tuple[str, ...]]:
     """The functions with everything a machine here needs, by requester id, and a sentence for each thing assumed.
 
-    `nvme` are requester ids that a log calls NVMe controllers, `roots` buses that hang below no bridge.
+    `nvme` are requester ids that a log calls NVMe controllers, `roots` buses that hang below no bridge, `segments` those besides 0 that
+    have a configuration window.
     """
     notes: Notes = []
-    tree = _first_segment(functions, notes) or _from_scopes(table, notes)
+    functions = tuple(functions)
+    others = _other_segments(functions, set(segments), notes)
+    tree = [f for f in functions if f.segment == 0] or _from_scopes(table, notes)
     if not any(f.source == 0 for f in tree):
         tree.append(_HOST_BRIDGE)
         notes.append("No host bridge was listed: 8086:29c0 was put at 00:00.0.")
@@ -69,15 +72,16 @@ def complete(functions: Iterable[PciDescription], table: Dmar | None, nvme: Iter
     _reach_nvme(tree, set(roots), table, notes)
     _add_nvme(tree, table, notes)
     _add_edu(tree, table, notes)
-    return tuple(sorted(tree, key=lambda f: f.source)), tuple(notes)
+    return tuple(sorted([*tree, *others], key=lambda f: (f.segment, f.source))), tuple(notes)
 
 
-def _first_segment(functions: Iterable[PciDescription], notes: Notes) -> list[PciDescription]:
-    functions = list(functions)
-    others = sum(f.segment != 0 for f in functions)
-    if others:
-        notes.append(f"{others} functions of PCI segments other than 0 were left out.")
-    return [f for f in functions if f.segment == 0]
+def _other_segments(functions: Iterable[PciDescription], segments: set[int], notes: Notes) -> list[PciDescription]:
+    """The functions of the segments besides 0 that have a configuration window."""
+    others = [f for f in functions if f.segment]
+    kept = [_with_model(f) for f in others if f.segment in segments]
+    if len(kept) < len(others):
+        notes.append(f"{len(others) - len(kept)} functions of PCI segments without a configuration window were left out.")
+    return kept
 
 
 def _from_scopes(table: Dmar | None, notes: Notes) -> list[PciDescription]:

@@ -14,6 +14,10 @@ that is not said to be needed.
     [ecam]                                    # configuration window: base (needed), first and last bus
     base = 0xb000_0000
 
+    [[segment]]                               # another PCI segment: number (needed), and its configuration window as above
+    number = 1
+    base = 0xc000_0000
+
     [dmar]                                    # the table's header: host_address_width, flags, revision, oem_id, oem_table_id, oem_revision,
     host_address_width = 39                   # creator_id, creator_revision; or instead of all this and the structures: dmar = "file.dat"
 
@@ -32,11 +36,16 @@ that is not said to be needed.
     [[atsr]]                                  # root ports with ATS: all_ports, segment, scopes
     [[rhsa]]                                  # proximity_domain (needed) of the unit at base (needed)
 
-    [[pci]]                                   # a function: at, id, class (needed); revision, subsystem = "1af4:1100", pcie
-    at = "00:02.0"
+    [[pci]]                                   # a function: at, id, class (needed); revision, subsystem = "1af4:1100"
+    at = "00:02.0"                            # or "0001:00:02.0" in segment 1
     id = "1b36:0010"
     class = 0x010802                          # class, subclass, interface: a class 0108 is an NVMe controller, id 1234:11e8 the edu device
     buses = [1, 1]                            # of a bridge: secondary and subordinate bus
+    pcie = true                               # whether it has a PCI Express capability; a bridge without one is a conventional PCI bridge
+    port_type = "root port"                   # what the capability says: endpoint, legacy endpoint, root port, upstream port, downstream
+                                              # port, pcie to pci bridge, pci to pcie bridge, integrated endpoint, event collector; left
+                                              # out, a bridge of a root bus is a root port, others are switch ports, and what lies on a
+                                              # conventional bus has no capability
     bars = [{ index = 0, kind = "mem64", size = "16 KiB", address = 0xfebf_0000, prefetchable = false }]   # kind: mem32, mem64, io
 
     [disk]                                    # what the NVMe controllers hold: size and seed of made-up content, or image = "file"
@@ -48,15 +57,15 @@ A machine without a [[unit]] and without dmar has no VT-d.  A function that ever
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
-from ..errors import BadMachine, BadTable
+from ..errors import BadMachine, BadTable, quoted
 from ..machine.description import BarDescription, DiskDescription, EcamDescription, MachineDescription, PciDescription
 from ..machine.memory import LIMIT, PAGE
 from ..spec.dmar import Atsr, Dmar, Drhd, Rhsa, Rmrr, Scope, ScopeType, Structure, build, parse
 from ..spec.e820 import E820Entry, E820Type, type_name
-from ..spec.pci import parse_bdf
+from ..spec.pci import PortType, parse_bdf
 from .dmar_lines import check_units, units_of
 from .files import read_table
 from .kernel_log import LoggedUnit, read_text
@@ -67,16 +76,20 @@ from .toml_reader import Reader
 
 __all__ = ["load_toml"]
 
-_MACHINE = ("name", "source", "ram", "tolud", "ram_runs", "acpi_address", "e820", "ecam", "dmar", "unit", "rmrr", "atsr", "rhsa", "pci",
-            "disk")
+_MACHINE = ("name", "source", "ram", "tolud", "ram_runs", "acpi_address", "e820", "ecam", "segment", "dmar", "unit", "rmrr", "atsr",
+            "rhsa", "pci", "disk")
 _DMAR = ("host_address_width", "flags", "revision", "oem_id", "oem_table_id", "oem_revision", "creator_id", "creator_revision")
 _UNIT = ("base", "cap", "ecap", "version", "include_all", "segment", "size", "scopes")
 _REGISTERS = ("base", "cap", "ecap", "version")
 _RMRR, _ATSR, _RHSA = ("start", "end", "segment", "scopes"), ("all_ports", "segment", "scopes"), ("base", "proximity_domain")
-_PCI = ("at", "id", "class", "revision", "subsystem", "pcie", "buses", "bars")
+_PCI = ("at", "id", "class", "revision", "subsystem", "pcie", "port_type", "buses", "bars")
+_ECAM = ("base", "first", "last")
 _BAR = ("index", "kind", "size", "address", "prefetchable")
 _TYPES = {type_name(t): int(t) for t in E820Type}
 _SCOPES = {kind.name.lower(): kind for kind in ScopeType}
+_PORT_TYPES = {kind.name.lower().replace("_", " "): kind for kind in PortType}
+_BRIDGES = range(PortType.ROOT_PORT, PortType.PCI_TO_PCIE_BRIDGE + 1)
+"""Port types of bridges."""
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
 
 
@@ -84,8 +97,10 @@ def load_toml(path: Path) -> MachineDescription:
     """The machine of a TOML file.  Raises `BadMachine` naming file and key."""
     try:
         values = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as e:
+    except ValueError as e:
         raise BadMachine(f"{path}: not TOML: {e}") from e
+    except RecursionError as e:
+        raise BadMachine(f"{path}: not TOML: its arrays or tables are nested too deeply") from e
     return _describe(Reader(values, path, "", _MACHINE))
 
 
@@ -99,12 +114,13 @@ def _describe(root: Reader) -> MachineDescription:
     with located(root.path):
         check_units(units, [(e.start, e.end) for e in e820 if e.usable])
     registers = [(u.base, u.base + PAGE) for u in units]
-    window = [(ecam.base, ecam.base + ecam.size)] if ecam else []
+    others = _segments(root)
+    window = [(e.base, e.base + e.size) for e in (*([ecam] if ecam else []), *others)]
     runs = _runs(root, e820, [*registers, *window])
     _check_apart(root, runs, registers, window)
-    listed = _functions(root)
+    listed = _functions(root, {0, *(e.segment for e in others)})
     with located(root.path):
-        functions, tree_notes = complete(listed, table)
+        functions, tree_notes = complete(listed, table, segments=[e.segment for e in others])
     functions, moved = place_bars(functions, [*runs, *registers, *window])
     if moved:
         root.fail("pci", f"no window can be where these are: {', '.join(moved)}; move them, or leave out their addresses")
@@ -112,7 +128,7 @@ def _describe(root: Reader) -> MachineDescription:
     acpi, acpi_note = _acpi(root, e820, runs, table)
     width = table.host_address_width if table else max(39, (runs[-1][1] - 1).bit_length())
     return MachineDescription(root.text("name", root.path.stem), e820, runs, acpi, raw, units, functions, ecam, _disk(root), width,
-                              root.text("source", ""), (*notes, *tree_notes, *acpi_note))
+                              root.text("source", ""), (*notes, *tree_notes, *acpi_note), others)
 
 
 def _e820(root: Reader) -> tuple[E820Entry, ...]:
@@ -129,11 +145,11 @@ def _e820(root: Reader) -> tuple[E820Entry, ...]:
 
 def _entry(root: Reader, key: str, value: object) -> E820Entry:
     if not isinstance(value, list) or len(value) != 3:
-        root.fail(key, f"{value!r} is not [start, end, \"type\"]")
+        root.fail(key, f"{quoted(value)} is not [start, end, \"type\"]")
     start, end, kind = value
     number = _TYPES.get(kind) if isinstance(kind, str) else root.number(key, kind, 1, _U32)
     if number is None:
-        root.fail(key, f"{kind!r} is no type: there are {', '.join(_TYPES)}, and numbers")
+        root.fail(key, f"{quoted(kind)} is no type: there are {', '.join(_TYPES)}, and numbers")
     return E820Entry(root.number(key, start), root.number(key, end, high=1 << 64), number)
 
 
@@ -192,7 +208,7 @@ def _given_runs(root: Reader) -> tuple[Range, ...]:
     for i, value in enumerate(root.array("ram_runs")):
         key = f"ram_runs[{i}]"
         if not isinstance(value, list) or len(value) != 2:
-            root.fail(key, f"{value!r} is not [start, end]")
+            root.fail(key, f"{quoted(value)} is not [start, end]")
         start, end = root.number(key, value[0]), root.number(key, value[1])
         if start % PAGE or end % PAGE or start >= end or (runs and start < runs[-1][1]):
             root.fail(key, f"[{start:#x}, {end:#x}) must be whole pages, start before end, after the run before it")
@@ -209,7 +225,7 @@ def _said(runs: Sequence[Range]) -> str:
 def _check_apart(root: Reader, runs: Sequence[Range], registers: Sequence[Range], window: Sequence[Range]) -> None:
     """RAM, units' registers and configuration window must not overlap."""
     for key, span in [*(("ecam", w) for w in window), *(("unit", r) for r in registers)]:
-        hit = next((r for r in (*runs, *window) if overlaps(span, r) and r != span), None)
+        hit = next((r for r in (*runs, *window) if overlaps(span, r) and r is not span), None)
         if hit:
             root.fail(key, f"[{span[0]:#x}, {span[1]:#x}) overlaps [{hit[0]:#x}, {hit[1]:#x}), which is {'RAM' if hit in runs else 'ecam'}")
 
@@ -217,11 +233,25 @@ def _check_apart(root: Reader, runs: Sequence[Range], registers: Sequence[Range]
 def _ecam(root: Reader) -> EcamDescription | None:
     if "ecam" not in root:
         return None
-    table = root.table("ecam", ("base", "first", "last"))
+    return _window(root.table("ecam", _ECAM), 0)
+
+
+def _segments(root: Reader) -> tuple[EcamDescription, ...]:
+    """The configuration windows of the segments besides 0."""
+    found: dict[int, EcamDescription] = {}
+    for table in root.tables("segment", ("number", *_ECAM)):
+        number = table.integer("number", low=1, high=_U16)
+        if number in found:
+            table.fail("number", f"segment {number} is there twice")
+        found[number] = _window(table, number)
+    return tuple(found.values())
+
+
+def _window(table: Reader, segment: int) -> EcamDescription:
     base, first, last = table.integer("base", high=_U32), table.integer("first", 0, high=255), table.integer("last", 255, high=255)
     if base % (1 << 20) or first > last or base + (last - first + 1 << 20) > 0xFEC00000:
         table.fail("base", f"{base:#x} with buses {first}-{last} must start at a multiple of 1 MiB and end below 0xfec00000")
-    return EcamDescription(base, first, last)
+    return EcamDescription(base, first, last, segment)
 
 
 def _dmar(root: Reader) -> tuple[Dmar | None, bytes | None]:
@@ -229,7 +259,7 @@ def _dmar(root: Reader) -> tuple[Dmar | None, bytes | None]:
     if isinstance(root.values.get("dmar"), str):
         for key in ("rmrr", "atsr", "rhsa"):
             if key in root:
-                root.fail(key, f"dmar = {root.text('dmar')!r} already says it all: leave one out")
+                root.fail(key, f"dmar = {quoted(root.text('dmar'))} already says it all: leave one out")
         file = root.path.parent / root.text("dmar")
         with located(f"{root.path}: dmar"):
             raw = read_table(file)
@@ -262,7 +292,7 @@ def _name(header: Reader, key: str, length: int, default: str = "HVLAB") -> byte
     """A name of the table's header, padded with spaces."""
     text = header.text(key, default)
     if len(text) > length or not text.isascii():
-        header.fail(key, f"{text!r} is not up to {length} ASCII characters")
+        header.fail(key, f"{quoted(text)} is not up to {length} ASCII characters")
     return text.encode().ljust(length)
 
 
@@ -284,7 +314,8 @@ def _scope(table: Reader, key: str, value: object) -> Scope:
     """`endpoint 00:1c.0/00.0`, `ioapic 2 f0:1f.0`: what it is, its number if it has one, bus and path."""
     m = _SCOPE.fullmatch(value) if isinstance(value, str) else None
     if not m or int(m[2] or "0") > 255:
-        table.fail(key, f"{value!r} is no scope like \"endpoint 00:1c.0/00.0\" or \"ioapic 2 f0:1f.0\"; there are {', '.join(_SCOPES)}")
+        table.fail(key, f"{quoted(value)} is no scope like \"endpoint 00:1c.0/00.0\" or \"ioapic 2 f0:1f.0\"; "
+                        f"there are {', '.join(_SCOPES)}")
     steps = [m[3].split(":")[1], *m[4].split("/")[1:]]
     path = tuple((int(step[:2], 16), int(step[3])) for step in steps)
     return Scope(_SCOPES[m[1]], int(m[2] or "0"), int(m[3][:2], 16), path)
@@ -300,13 +331,16 @@ def _registers(root: Reader) -> dict[int, LoggedUnit]:
     return units
 
 
-def _functions(root: Reader) -> list[PciDescription]:
-    found: dict[int, PciDescription] = {}
+def _functions(root: Reader, segments: Container[int]) -> list[PciDescription]:
+    found: dict[tuple[int, int], PciDescription] = {}
     for table in root.tables("pci", _PCI):
         function = _function(table)
-        if function.source in found:
+        key = function.segment, function.source
+        if key in found:
             table.fail("at", f"{table.text('at')} is there twice")
-        found[function.source] = function
+        if function.segment not in segments:
+            table.fail("at", f"PCI segment {function.segment} is not there: add a [[segment]] with its number and configuration window")
+        found[key] = function
     return list(found.values())
 
 
@@ -315,15 +349,28 @@ def _function(table: Reader) -> PciDescription:
         segment, source = parse_bdf(table.text("at"))
     except ValueError as e:
         table.fail("at", str(e))
-    if segment:
-        table.fail("at", "only PCI segment 0 is there")
     vendor, device = _pair(table, "id", table.text("id"))
     secondary, subordinate = _buses(table, source)
     subsystem = _pair(table, "subsystem", table.text("subsystem", "0000:0000"))
-    return PciDescription(source, vendor, device, table.integer("class", high=0xFFFFFF), "bridge" if secondary else "stub",
+    return PciDescription(source, vendor, device, table.integer("class", high=0xFFFFFF), "bridge" if secondary else "stub", segment,
                           revision=table.integer("revision", 0, high=255), subsystem=subsystem,
                           bars=tuple(_bar(b) for b in table.tables("bars", _BAR)), secondary=secondary, subordinate=subordinate,
-                          pcie=table.flag("pcie", True))
+                          pcie=table.flag("pcie", True), port_type=_port_type(table, bool(secondary)))
+
+
+def _port_type(table: Reader, bridge: bool) -> PortType | None:
+    """The type in the PCI Express capability; None where it is left to the place."""
+    if "port_type" not in table:
+        return None
+    name = table.text("port_type")
+    kind = _PORT_TYPES.get(name)
+    if kind is None:
+        table.fail("port_type", f"{quoted(name)} is none of {', '.join(_PORT_TYPES)}")
+    if not table.flag("pcie", True):
+        table.fail("port_type", "pcie = false says that there is no PCI Express capability: leave one out")
+    if (kind in _BRIDGES) != bridge:
+        table.fail("port_type", f"{quoted(name)} is {'a bridge, it needs buses' if kind in _BRIDGES else 'no bridge, but has buses'}")
+    return kind
 
 
 def _pair(table: Reader, key: str, text: str) -> tuple[int, int]:
@@ -333,7 +380,7 @@ def _pair(table: Reader, key: str, text: str) -> tuple[int, int]:
     except ValueError:
         first = second = -1
     if not (0 <= first <= _U16 and 0 <= second <= _U16):
-        table.fail(key, f"{text!r} is no pair of numbers like 1b36:0010")
+        table.fail(key, f"{quoted(text)} is no pair of numbers like 1b36:0010")
     return first, second
 
 
@@ -344,14 +391,14 @@ def _buses(table: Reader, source: int) -> tuple[int, int]:
         return 0, 0
     numbers = [table.number("buses", v, 1, 255) for v in values]
     if len(numbers) != 2 or not source >> 8 < numbers[0] <= numbers[1]:
-        table.fail("buses", f"{values!r} is not [secondary, subordinate] above the bridge's own bus")
+        table.fail("buses", f"{quoted(values)} is not [secondary, subordinate] above the bridge's own bus")
     return numbers[0], numbers[1]
 
 
 def _bar(table: Reader) -> BarDescription:
     index, kind, length = table.integer("index", high=5), table.text("kind"), table.bytes_of("size")
     if kind not in ("mem32", "mem64", "io"):
-        table.fail("kind", f"{kind!r} is none of mem32, mem64, io")
+        table.fail("kind", f"{quoted(kind)} is none of mem32, mem64, io")
     if length & (length - 1) or length < (4 if kind == "io" else 16) or (kind != "mem64" and length > 1 << 31):
         table.fail("size", f"{length:#x} is no size of a window: a power of two, 16 or more")
     if kind == "mem64" and index == 5:

@@ -172,7 +172,7 @@ MISTAKES = {
     LEAST + 'dmar = "x"\n[[rmrr]]': "rmrr: dmar = 'x' already says it all",
     LEAST + PCI + PCI: r"pci\[1\].at: 00:02.0 is there twice|at: 00:02.0 is there twice",
     LEAST + PCI.replace("00:02.0", "0:2.0"): r"pci\[0\].at: '0:2.0' is not a PCI function",
-    LEAST + PCI.replace("00:02.0", "0001:00:02.0"): r"pci\[0\].at: only PCI segment 0",
+    LEAST + PCI.replace("00:02.0", "0001:00:02.0"): r"pci\[0\].at: PCI segment 1 is not there",
     LEAST + PCI.replace("1b36:0010", "1b36"): r"pci\[0\].id: '1b36' is no pair",
     LEAST + PCI.replace("0x010802", "0x1010802"): r"pci\[0\].class",
     LEAST + PCI + "buses = [0, 1]": r"pci\[0\].buses",
