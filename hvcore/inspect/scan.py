@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..spec.paging import ENTRIES, SIZE_NAMES, PagingFormat
-from .reader import MemoryReader, Words
+from ..spec.paging import SIZE_NAMES, PagingFormat
+from .reader import MemoryReader
 from .runs import I64, U8, U64, Runs
+from .segments import CHILD, LEAF, UNREADABLE, UNSCANNED, WITHHELD, Items, items_of, joined, whole_tables
 
 __all__ = ["LIMIT", "MAX_LEVELS", "MAX_TABLES", "TableScan", "scan"]
 
@@ -31,8 +32,6 @@ MAX_LEVELS = 5
 
 _CHUNK = 512
 """Tables read at a time (2 MiB of words)."""
-_LEAF, _CHILD, _WITHHELD, _UNREADABLE, _UNSCANNED = range(5)
-"""Kinds of items; `_WITHHELD` is an entry above the leaves that holds an address but is not present."""
 _HEAVY = 1 << 30
 """Weights are counted up to here, far beyond `LIMIT`, so that sums of them fit 64 bits."""
 
@@ -107,13 +106,15 @@ def _read_tree(reader: MemoryReader, fmt: PagingFormat, root: int, levels: int, 
         here = _read_level(reader, fmt, addresses, level, pages, limit)
         pages -= int(here.readable.sum())
         tree.append(here)
-        child = here.kind == _CHILD
+        child = here.kind == CHILD
         addresses, here.value[child] = _distinct(here.value[child].astype(np.uint64))
     return tree
 
 
 def _distinct(addresses: U64) -> tuple[U64, I64]:
     """Different addresses in the order of their first appearance, and the number of each input among them."""
+    if (addresses[1:] > addresses[:-1]).all():
+        return addresses, np.arange(len(addresses))
     different, first, inverse = np.unique(addresses, return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty(len(order), np.int64)
@@ -123,102 +124,27 @@ def _distinct(addresses: U64) -> tuple[U64, I64]:
 
 def _read_level(reader: MemoryReader, fmt: PagingFormat, addresses: U64, level: int, pages: int, limit: int) -> _Level:
     """Reads tables until `pages` tables or `limit` items are reached; the tables after that are one unscanned item each."""
-    parts: list[tuple[Any, ...]] = []
+    parts: list[Items] = []
     readable = np.zeros(len(addresses), np.bool_)
     done = items = reserved = 0
     while done < min(len(addresses), pages) and items < limit:
         chunk = addresses[done:done + min(_CHUNK, pages - done)]
         words, ok = reader.tables(chunk)
         readable[done:done + len(chunk)] = ok
-        words, refused = _refuse_reserved(fmt, words if ok.all() else words[ok], level)
-        part = _segments(fmt, words, level, np.flatnonzero(ok) + done)
-        parts += [part, _whole(np.flatnonzero(~ok) + done, addresses, _UNREADABLE)]
-        items, reserved, done = items + len(part[0]), reserved + refused, done + len(chunk)
-    parts.append(_whole(np.arange(done, len(addresses)), addresses, _UNSCANNED))
-    table, entry, count, kind, rights, value = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(table, kind="stable")
-    begin = np.searchsorted(table[order], np.arange(len(addresses) + 1))
-    return _Level(level, addresses, readable, table[order], entry[order], count[order], kind[order], rights[order], value[order],
-                  begin.astype(np.int64), reserved)
-
-
-def _whole(tables: I64, addresses: U64, kind: int) -> tuple[Any, ...]:
-    """One item for each of `tables` that covers the whole table."""
-    n = len(tables)
-    return (tables.astype(np.int64), np.zeros(n, np.int64), np.full(n, ENTRIES, np.int64), np.full(n, kind, np.uint8),
-            np.zeros(n, np.uint8), addresses[tables].astype(np.int64))
-
-
-def _refuse_reserved(fmt: PagingFormat, words: Words, level: int) -> tuple[Words, int]:
-    """The words with presence taken from entries that have reserved bits set, and how many those are."""
-    if not fmt.reserved_leaf:
-        return words, 0
-    leaf_mask, table_mask = np.uint64(fmt.reserved_leaf[level - 1]), np.uint64(fmt.reserved_table[level - 1])
-    if not np.bitwise_or.reduce(words, axis=None) & (leaf_mask | table_mask):
-        return words, 0
-    masks = np.where(_leaf(fmt, words, level), leaf_mask, table_mask)
-    bad = ((words & np.uint64(fmt.present)) != 0) & ((words & masks) != 0)
-    return np.where(bad, words & ~np.uint64(fmt.permission_bits), words), int(bad.sum())
-
-
-def _leaf(fmt: PagingFormat, words: Words, level: int) -> NDArray[np.bool_]:
-    """Which words map pages rather than name tables."""
-    if level > 1 and level in fmt.superpage_levels:
-        return np.asarray(words & np.uint64(fmt.superpage), np.bool_)
-    return np.full(words.shape, level == 1, np.bool_)
-
-
-def _segments(fmt: PagingFormat, words: Words, level: int, tables: I64) -> tuple[Any, ...]:
-    """The items of the tables with these numbers: neighbouring 4 KiB leaves that agree in rights and offset are one."""
-    used = fmt.address | fmt.permission_bits | (fmt.superpage if level in fmt.superpage_levels else 0)
-    words = words & np.uint64(used)
-    if level == 1:
-        starts, lengths = _level1_segments(words)
-    else:
-        starts = np.flatnonzero(words.ravel())
-        lengths = np.ones(len(starts), np.int64)
-    word = words.ravel()[starts]
-    present, leaf = (word & np.uint64(fmt.present)) != 0, _leaf(fmt, word, level)
-    keep = present | ((word & np.uint64(fmt.address)) != 0)
-    starts, lengths, word, present, leaf = starts[keep], lengths[keep], word[keep], present[keep], leaf[keep]
-    target = word & np.uint64(fmt.address)
-    target = np.where(leaf, target & np.uint64((1 << 64) - fmt.span(level)), target).astype(np.int64)
-    kind = np.where(leaf, _LEAF, np.where(present, _CHILD, _WITHHELD)).astype(np.uint8)
-    return tables[starts // ENTRIES], starts % ENTRIES, lengths, kind, _rights(fmt, word), target
-
-
-def _level1_segments(words: Words) -> tuple[I64, I64]:
-    """First entry (counted over all tables) and length of each run of equal rights and offset; zero entries are left out.
-
-    The ramp is what identity would add from entry to entry: minus it, entries of one run are equal.
-    """
-    ramp = np.arange(ENTRIES, dtype=np.uint64) << np.uint64(12)
-    key = words - ramp
-    key[words == 0] = 0x800
-    change = np.empty(key.shape, np.bool_)
-    change[:, 0] = True
-    np.not_equal(key[:, 1:], key[:, :-1], out=change[:, 1:])
-    starts = np.flatnonzero(change.ravel())
-    lengths = np.diff(starts, append=words.size)
-    filled = words.ravel()[starts] != 0
-    return starts[filled], lengths[filled]
-
-
-def _rights(fmt: PagingFormat, words: Words) -> U8:
-    """The set of rights that each entry alone grants."""
-    rights = np.zeros(len(words), np.uint8)
-    present = (words & np.uint64(fmt.present)) != 0
-    for i, p in enumerate(fmt.permissions):
-        granted = present & ((words & np.uint64(p.needs)) == p.needs) & ((words & np.uint64(p.forbids)) == 0)
-        rights |= granted.astype(np.uint8) << np.uint8(i)
-    return rights
+        part, refused = items_of(fmt, words if ok.all() else words[ok], level, np.flatnonzero(ok) + done)
+        parts += [part, whole_tables(np.flatnonzero(~ok) + done, addresses, UNREADABLE)]
+        items, reserved, done = items + len(part.table), reserved + refused, done + len(chunk)
+    parts.append(whole_tables(np.arange(done, len(addresses)), addresses, UNSCANNED))
+    found = joined(parts).by_table()
+    begin = np.cumsum(np.bincount(found.table + 1, minlength=len(addresses) + 1))
+    return _Level(level, addresses, readable, *found, begin, reserved)
 
 
 def _weigh(here: _Level, below: _Level | None) -> None:
     """Counts the runs under every item; a child table weighs what its own items weigh."""
     here.weight = np.ones(len(here.kind), np.int64)
     if below is not None:
-        child = here.kind == _CHILD
+        child = here.kind == CHILD
         here.weight[child] = np.minimum(below.per_table(below.weight), _HEAVY)[here.value[child]]
 
 
@@ -249,7 +175,7 @@ def _lay_out(fmt: PagingFormat, tree: list[_Level], limit: int) -> _Laid:
         span = fmt.span(here.level)
         start = base[at] + here.entry[item] * span
         kind, passed = here.kind[item], here.rights[item] & rights[at]
-        done = kind != _CHILD
+        done = kind != CHILD
         parts.append(tuple(a[done] for a in (start, start + here.count[item] * span, kind, passed, here.value[item])))
         table, base, rights = (a[~done] for a in (here.value[item], start, passed))
     return _in_order(parts, cut, whole)
@@ -266,7 +192,7 @@ def _expand(level: _Level, table: I64) -> tuple[I64, I64]:
 
 def _in_order(parts: list[tuple[Any, ...]], cut: int, whole: int) -> _Laid:
     start, end, kind, rights, value = (np.concatenate(column) for column in zip(*parts, strict=True))
-    unscanned = start[kind == _UNSCANNED]
+    unscanned = start[kind == UNSCANNED]
     cut = min(cut, int(unscanned.min())) if len(unscanned) else cut
     order = np.argsort(start, kind="stable")
     order = order[start[order] < cut]
@@ -274,8 +200,9 @@ def _in_order(parts: list[tuple[Any, ...]], cut: int, whole: int) -> _Laid:
 
 
 def _result(fmt: PagingFormat, tree: list[_Level], laid: _Laid) -> TableScan:
-    tables = np.unique(np.concatenate([t.addresses[t.readable] for t in tree]))
-    run, lost = (laid.kind == _LEAF) | (laid.kind == _WITHHELD), laid.kind == _UNREADABLE
+    tables = np.sort(np.concatenate([t.addresses[t.readable] for t in tree]))
+    tables = tables[np.diff(tables, prepend=tables[:1] + np.uint64(1)) != 0]
+    run, lost = (laid.kind == LEAF) | (laid.kind == WITHHELD), laid.kind == UNREADABLE
     runs = _merge(fmt, laid.start[run], laid.end[run], laid.rights[run], laid.value[run] - laid.start[run])
     unreadable = _merge(fmt, laid.start[lost], laid.end[lost], laid.rights[lost], laid.value[lost])
     return TableScan(runs, tables, _leaves(fmt, tree), unreadable, sum(t.reserved for t in tree), laid.truncated, laid.cut)
@@ -297,10 +224,10 @@ def _leaves(fmt: PagingFormat, tree: list[_Level]) -> dict[str, int]:
     uses = np.ones(1, np.int64)
     for i, here in enumerate(tree):
         if here.level in SIZE_NAMES:
-            count = np.where(here.kind == _LEAF, here.count, 0)
+            count = np.where(here.kind == LEAF, here.count, 0)
             leaves[SIZE_NAMES[here.level]] = int((here.per_table(count) * uses).sum())
         if i + 1 < len(tree):
-            child = here.kind == _CHILD
+            child = here.kind == CHILD
             below = np.zeros(len(tree[i + 1].addresses), np.int64)
             np.add.at(below, here.value[child], uses[here.table[child]])
             uses = below

@@ -104,14 +104,27 @@ class Memory:
         return (run >= 0) & (addresses < end) & (addresses % np.uint64(PAGE) == 0)
 
     def tables(self, addresses: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-        """The 4 KiB pages at many page-aligned addresses: words [n, 512] (a copy; zeros where there is no RAM) and readable [n]."""
+        """The 4 KiB pages at many page-aligned addresses: words [n, 512], zeros where there is no RAM, and readable [n].
+
+        Pages that follow each other in memory are a view that cannot be written to, all others a copy.
+        """
         addresses = np.asarray(addresses, np.uint64)
+        if self._consecutive(addresses):
+            words = self._pages[int(addresses[0]) // PAGE:][:len(addresses)]
+            words.flags.writeable = False
+            return words, np.ones(len(addresses), np.bool_)
         readable = self.readable(addresses)
         if readable.all():
             return self._pages[(addresses >> np.uint64(12)).astype(np.int64)], readable
         words = np.zeros((len(addresses), PAGE // 8), np.uint64)
         words[readable] = self._pages[(addresses[readable] >> np.uint64(12)).astype(np.int64)]
         return words, readable
+
+    def _consecutive(self, addresses: NDArray[np.uint64]) -> bool:
+        """Whether these are addresses of pages of RAM one after another."""
+        if not len(addresses) or int(addresses[0]) % PAGE or not self.backed(int(addresses[0]), PAGE * len(addresses)):
+            return False
+        return bool((addresses[1:] - addresses[:-1] == PAGE).all())
 
     def reset(self) -> None:
         """All zeros, and the host's pages given back."""
