@@ -166,7 +166,7 @@ class Run:
     def units(self) -> Records[Unit]:
         """The remapping units' registers and the devices they cover."""
         pc = self._machine.pc
-        covered = {u.base: [f.source for f in pc.topology.covered(i)] for i, u in enumerate(pc.units)}
+        covered = {u.base: pc.topology.requesters(i) for i, u in enumerate(pc.units)}
         return self._read("units", lambda: read_units(pc.units, lambda base: covered[base]))
 
     @property

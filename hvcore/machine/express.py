@@ -3,10 +3,7 @@
 from ..spec.pci import PORTS, PortType
 from .description import PciDescription
 
-__all__ = ["express_type", "forwarding_type"]
-
-_UNDECLARED = frozenset({(0x1B21, 0x1080), (0x10E3, 0x8113), (0x1283, 0x8892), (0x1283, 0x8893), (0x8086, 0x244E)})
-"""PCIe-to-PCI bridges that have no PCI Express capability, as Linux knows them (drivers/pci/quirks.c)."""
+__all__ = ["express_type"]
 
 
 def express_type(function: PciDescription, on_root_bus: bool, above: PortType | None) -> PortType | None:
@@ -25,9 +22,3 @@ def express_type(function: PciDescription, on_root_bus: bool, above: PortType | 
     if not bridge:
         return PortType.ENDPOINT
     return PortType.DOWNSTREAM_PORT if above is PortType.UPSTREAM_PORT else PortType.UPSTREAM_PORT
-
-
-def forwarding_type(bridge: PciDescription, own: PortType | None, above: PortType | None) -> PortType | None:
-    """The type by which a bridge forwards requests: its own, or PCIe-to-PCI for the known ones behind a port that do not declare it."""
-    undeclared = own is None and above in PORTS and (bridge.vendor, bridge.device_id) in _UNDECLARED
-    return PortType.PCIE_TO_PCI_BRIDGE if undeclared else own

@@ -12,7 +12,7 @@ from .bus import Bus
 from .clock import Clock
 from .description import BarDescription, DiskDescription, PciDescription
 from .dma import DmaFabric
-from .express import express_type, forwarding_type
+from .express import express_type
 from .ports import Lines
 
 __all__ = ["Bar", "Bridge", "Host", "IntxWires", "PciFunction"]
@@ -323,7 +323,8 @@ class Bridge(PciFunction):
     def __init__(self, description: PciDescription, host: Host, parent: Bridge | None = None, multifunction: bool = False):
         self.children: dict[int, PciFunction] = {}
         super().__init__(description, host, parent, multifunction)
-        self.forwards_as = forwarding_type(description, self.express, parent.express if parent else None)
+        above = parent.express if parent else None
+        self.forwards_as = pci.forwarding_type(description.vendor, description.device_id, self.express, above)
 
     def _lay_header(self) -> None:
         super()._lay_header()

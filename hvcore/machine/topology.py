@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..spec.dmar import Dmar, Scope, ScopeType
-from ..spec.pci import PortType, bdf, requester_behind, split_bdf
+from ..spec.pci import PortType, bdf, forwarding_type, requester_behind, split_bdf
 from .description import PciDescription
-from .express import express_type, forwarding_type
+from .express import express_type
 
 __all__ = ["Enumerator", "Topology"]
 
@@ -117,5 +117,5 @@ def _hops(functions: Iterable[PciDescription]) -> dict[tuple[int, int], _Hop]:
             above = hops.get((f.segment, f.source >> 8))
             outer = above.express if above else None
             own = express_type(f, above is None, outer)
-            hops[f.segment, f.secondary] = _Hop(f.source, f.secondary, own, forwarding_type(f, own, outer))
+            hops[f.segment, f.secondary] = _Hop(f.source, f.secondary, own, forwarding_type(f.vendor, f.device_id, own, outer))
     return hops

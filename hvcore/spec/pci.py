@@ -4,9 +4,11 @@ PCI Express Base 4.0, section 7.5.3)."""
 import re
 from enum import IntEnum
 
+from ..errors import quoted
+
 __all__ = ["BAR0", "CAPABILITIES", "CLASS", "COMMAND", "DEVICE_ID", "EXPRESS", "HEADER_TYPE", "INTERRUPT_LINE", "INTERRUPT_PIN", "PORTS",
            "PRIMARY_BUS", "REVISION", "SECONDARY_BUS", "STATUS", "SUBORDINATE_BUS", "SUBSYSTEM_ID", "SUBSYSTEM_VENDOR_ID", "VENDOR_ID",
-           "PortType", "bdf", "format_bdf", "parse_bdf", "requester_behind", "split_bdf"]
+           "PortType", "bdf", "format_bdf", "forwarding_type", "parse_bdf", "requester_behind", "split_bdf"]
 
 VENDOR_ID, DEVICE_ID, COMMAND, STATUS, REVISION, CLASS, HEADER_TYPE = 0x00, 0x02, 0x04, 0x06, 0x08, 0x09, 0x0E
 BAR0, SUBSYSTEM_VENDOR_ID, SUBSYSTEM_ID, CAPABILITIES, INTERRUPT_LINE, INTERRUPT_PIN = 0x10, 0x2C, 0x2E, 0x34, 0x3C, 0x3D
@@ -32,6 +34,8 @@ class PortType(IntEnum):
 
 PORTS = frozenset({PortType.ROOT_PORT, PortType.UPSTREAM_PORT, PortType.DOWNSTREAM_PORT})
 """Bridges that pass the requester ids from behind them on."""
+_UNDECLARED = frozenset({(0x1B21, 0x1080), (0x10E3, 0x8113), (0x1283, 0x8892), (0x1283, 0x8893), (0x8086, 0x244E)})
+"""PCIe-to-PCI bridges (vendor, device) that have no PCI Express capability, as Linux knows them (drivers/pci/quirks.c)."""
 
 
 def bdf(bus: int, device: int, function: int) -> int:
@@ -56,8 +60,16 @@ def parse_bdf(text: str) -> tuple[int, int]:
     """`0000:00:02.0` or `00:02.0` as (segment, requester id)."""
     m = re.fullmatch(r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])", text.strip())
     if not m or int(m[3], 16) > 31:
-        raise ValueError(f"{text!r} is not a PCI function like 00:02.0")
+        raise ValueError(f"{quoted(text)} is not a PCI function like 00:02.0")
     return int(m[1] or "0", 16), bdf(int(m[2], 16), int(m[3], 16), int(m[4]))
+
+
+def forwarding_type(vendor: int, device: int, own: PortType | None, above: PortType | None) -> PortType | None:
+    """The type by which a bridge forwards requests: its own, or PCIe-to-PCI for the known ones that do not declare it.
+
+    Those are conventional where no PCIe port is above them: `above` is the type of that bridge, None on a root bus or a conventional one.
+    """
+    return PortType.PCIE_TO_PCI_BRIDGE if own is None and above in PORTS and (vendor, device) in _UNDECLARED else own
 
 
 def requester_behind(below: int, port_type: PortType | None, bridge: int, secondary: int) -> int:

@@ -15,7 +15,7 @@ QUIRKS = {
         "null pointer",
     "SCOPE_BY_EXACT_FUNCTION":
         "a device is looked up by its own bus:device.function; what lies behind a bridge named by a DRHD is missed, and a "
-        "function that no unit covers is a null pointer",
+        "function that no unit covers is a null pointer; a bridge's requester id, which stands for what is behind some, is not looked up",
     "ZAPPED_SIGNATURE_ASSERT":
         "the parse zaps the DMAR's signature, so the second look-up trips an assertion (the public source of 2026-05 does not start with "
         "VTD_TRANS for this; the measured one had the line mended)",

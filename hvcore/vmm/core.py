@@ -20,7 +20,7 @@ from .guest import GuestStart, load_guest
 from .heap import Heap, Panic
 from .layout import HEAP, SECRET_SIZE, Data, Part
 from .memmap import FOUR_GIB, choose_region, guest_map
-from .pci import find_devices
+from .pci import find_devices, with_aliases
 from .platform import Console, Platform
 from .vmcb import fresh_vmcb, msr_permissions
 
@@ -105,7 +105,7 @@ class Core:
             dmar.zap(self.memory, address, 1)
             raise Panic("Assertion failed!(r) function acpi_dmar_init file core/x86/acpi_dmar.c line 1039")
         if "SCOPE_BY_EXACT_FUNCTION" not in self.config.QUIRKS:
-            units = dmar.parse_by_the_book(self.memory, address, find_devices(self.bus), self.console)
+            units = dmar.parse_by_the_book(self.memory, address, with_aliases(self.bus, find_devices(self.bus)), self.console)
         dmar.zap(self.memory, address, 4)
         if self.config.DISABLE_VTD and not self.config.VTD_TRANS:
             for unit in units:
@@ -118,6 +118,7 @@ class Core:
         self.console.print("PCI: finding devices...")
         functions = find_devices(self.bus)
         self.console.print(f"PCI: {len(functions)} devices found on PCI segment 0")
+        functions = functions if "SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS else with_aliases(self.bus, functions)
         self._print_mcfg()
         if not self.config.VTD_TRANS or not units:
             return

@@ -1,12 +1,16 @@
 """The PCI functions the core finds in configuration space."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..machine.bus import Bus
-from ..spec.pci import HEADER_TYPE, SECONDARY_BUS, SUBORDINATE_BUS, bdf
+from ..spec import pci
+from ..spec.pci import HEADER_TYPE, SECONDARY_BUS, SUBORDINATE_BUS, PortType, bdf
 from .platform import config_read
 
-__all__ = ["Function", "find_devices"]
+__all__ = ["Function", "find_devices", "with_aliases"]
+
+_PORT_TYPES = {int(kind): kind for kind in PortType}
 
 
 @dataclass(frozen=True)
@@ -36,3 +40,35 @@ def _function(bus: Bus, source: int) -> Function:
     if config_read(bus, source, HEADER_TYPE, 1) & 0x7F != 1:
         return Function(source, False)
     return Function(source, True, config_read(bus, source, SECONDARY_BUS, 1), config_read(bus, source, SUBORDINATE_BUS, 1))
+
+
+def with_aliases(bus: Bus, functions: Iterable[Function]) -> list[Function]:
+    """The functions, and one for each requester id besides theirs under which bridges let their DMA through."""
+    functions = list(functions)
+    bridges = {f.secondary: f for f in functions if f.secondary > f.source >> 8}
+    types = {b: _port_type(bus, b.source) for b in bridges.values()}
+    known = {f.source for f in functions}
+    seen = {_requester(bus, f.source, bridges, types) for f in functions}
+    return [*functions, *(Function(source, False) for source in sorted(seen - known))]
+
+
+def _requester(bus: Bus, source: int, bridges: dict[int, Function], types: dict[Function, PortType | None]) -> int:
+    """The requester id of function `source` above all bridges."""
+    bridge = bridges.get(source >> 8)
+    while bridge:
+        above = bridges.get(bridge.source >> 8)
+        vendor, device = (config_read(bus, bridge.source, offset, 2) for offset in (pci.VENDOR_ID, pci.DEVICE_ID))
+        kind = pci.forwarding_type(vendor, device, types[bridge], types[above] if above else None)
+        source = pci.requester_behind(source, kind, bridge.source, bridge.secondary)
+        bridge = above
+    return source
+
+
+def _port_type(bus: Bus, source: int) -> PortType | None:
+    """The port type in a function's PCI Express capability; None where it has none."""
+    at, left = config_read(bus, source, pci.CAPABILITIES, 1) & 0xFC, 48
+    while at >= 0x40 and left:
+        if config_read(bus, source, at, 1) == pci.EXPRESS:
+            return _PORT_TYPES.get(config_read(bus, source, at + 2, 2) >> 4 & 0xF)
+        at, left = config_read(bus, source, at + 1, 1) & 0xFC, left - 1
+    return None
