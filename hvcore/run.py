@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import outcome
 from .errors import BadTable, HvlabError
+from .inspect.cached import CachedDomain, read_cached
 from .inspect.diff import Change, diff_runs
 from .inspect.domains import Domain, read_domains
 from .inspect.dump import save_dump
@@ -193,6 +194,11 @@ class Run:
         return self.core.nested_root() if self.core else None
 
     @property
+    def cached(self) -> Records[CachedDomain]:
+        """What the units' IOTLBs let devices do; the tables may say otherwise by now."""
+        return self._read("cached", lambda: read_cached(self._machine.pc.units))
+
+    @property
     def faults(self) -> Records[Fault]:
         """The fault records of the units."""
         return self._read("faults", lambda: read_faults(self._machine.pc.units))
@@ -280,7 +286,7 @@ class Run:
         return f"<p>{head}</p>" + "".join(part._repr_html_() for part in (self.e820, self.units, self.domains, self.faults) if len(part))
 
 
-_PARTS = ("ending", "e820", "units", "domains", "permissions", "cpu", "faults", "console", "vmm")
+_PARTS = ("ending", "e820", "units", "domains", "permissions", "cpu", "cached", "faults", "console", "vmm")
 
 
 def _firmware_map(memory: Memory) -> tuple[E820Entry, ...]:
