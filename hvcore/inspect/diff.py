@@ -22,6 +22,7 @@ from .units import Unit
 __all__ = ["Change", "Comparable", "diff_domains", "diff_e820", "diff_faults", "diff_runs", "diff_units", "range_changes"]
 
 T = TypeVar("T")
+_LAST = (1 << 64) - 1
 KEPT = 100_000
 """Changes kept of one comparison."""
 
@@ -144,9 +145,10 @@ def _words(cell: NDArray[np.int64], letters: list[str]) -> str | None:
 
 
 def diff_e820(left: E820Map, right: E820Map) -> Records[Change]:
-    """Where the firmware's or the guest's memory maps disagree."""
+    """Where the firmware's or the guest's memory maps disagree, below the last address of 64 bits."""
     def runs(rows: E820Map, name: str) -> Runs:
-        return Runs.of((r.start, r.end, type_name(kind), 0) for r in rows if (kind := getattr(r, name)) is not None)
+        return Runs.of((r.start, min(r.end, _LAST), type_name(kind), 0) for r in rows
+                       if (kind := getattr(r, name)) is not None and r.start < _LAST)
 
     return _kept(c for name in ("firmware", "guest") for c in range_changes("E820", name, runs(left, name), runs(right, name)))
 

@@ -272,7 +272,9 @@ def _domain(group: list[Context], unit: Unit | None, scanner: _Scanner) -> Domai
     runs, found = _NO_RUNS, None
     if problem is None and c.translation == PASS_THROUGH:
         bits = vtd.input_bits(unit.cap, c.levels - 2) if unit else 12 + 9 * c.levels
-        runs = Runs.of([(0, 1 << bits, "rw", 0)])
+        runs = Runs.of([(0, 1 << min(bits, 63), "rw", 0)])
+    elif problem is None and c.levels > MAX_LEVELS:
+        problem = f"not scanned: tables of {c.levels} levels are beyond the {MAX_LEVELS} that are read as a whole"
     elif problem is None:
         found = scanner.scan(c.root, c.levels)
         problem = None if found else f"not scanned: the other domains took the {BUDGET:,} runs and tables that one decoding reads"

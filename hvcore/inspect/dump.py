@@ -17,6 +17,7 @@ from .units import read_registers, read_unit
 __all__ = ["PageStore", "collect", "load_npz", "save_dump", "save_npz"]
 
 _CHUNK = 4096
+_PAGES = (1 << 64) // PAGE
 _LARGEST = 16 << 30
 """Bytes of arrays that a file may unpack to."""
 
@@ -48,12 +49,13 @@ class PageStore:
 
     def read(self, address: int, length: int, /) -> bytes:
         """Bytes at a physical address, across pages where they follow one another.  Raises `Unreadable`."""
-        first = address - address % PAGE
-        last = (address + max(length, 1) - 1) // PAGE * PAGE
-        words, readable = self.tables(np.arange(first, last + PAGE, PAGE, dtype=np.uint64))
+        first, last = address // PAGE, (address + max(length, 1) - 1) // PAGE
+        if last >= _PAGES:
+            raise Unreadable(address, length, "it lies beyond 64 bits")
+        words, readable = self.tables(np.arange(first, last + 1, dtype=np.uint64) * np.uint64(PAGE))
         if not readable.all():
             raise Unreadable(address, length, "the file does not hold that page")
-        return words.tobytes()[address - first:address - first + length]
+        return words.tobytes()[address % PAGE:address % PAGE + length]
 
 
 def collect(reader: MemoryReader, units: Iterable[UnitReader], host_address_width: int | None = None) -> tuple[U64, Words]:

@@ -5,6 +5,7 @@ standard error and the process ends.
 """
 
 import faulthandler
+import gc
 import json
 import os
 import resource
@@ -17,6 +18,9 @@ from typing import Any
 from .targets import TARGETS, Target
 
 __all__ = ["Tell", "run_cases"]
+
+_COLLECT = 8
+"""Cases between two collections: a unit and its memory hold one another, and a memory is much address space."""
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -38,6 +42,8 @@ def run_cases(target: Target, seed: int, cases: int, seconds: float, tell: Tell)
         faulthandler.dump_traceback_later(target.limit, exit=True)
         tell(_one(target, number))
         faulthandler.cancel_dump_traceback_later()
+        if number % _COLLECT == 0:
+            gc.collect()
         if (used := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) > target.resident:
             tell({"fail": number, "kind": f"more than {target.resident} MiB of memory", "text": f"{used} MiB were resident"})
             break

@@ -112,7 +112,8 @@ def _spoil_number(r: Random, text: str) -> str:
     if not found:
         return text
     m = r.choice(found)
-    value = number(r, 64)
+    old = int(m[0].replace("_", ""), 16 if not m[0].isdecimal() else 10)
+    value = r.choice((number(r, 64), max(old + r.choice((-0x1000, -1, 1, 0x1000)), 0), old ^ 1 << r.randrange(40), old * 2, old // 2))
     new = f"{value:#x}" if m[0].startswith("0x") else f"{value:0{len(m[0])}x}" if len(m[0]) >= 8 else str(value)
     return text[:m.start()] + new + text[m.end():]
 

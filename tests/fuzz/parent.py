@@ -46,9 +46,10 @@ def _shortened(text: str) -> str:
 
 @dataclass
 class Tally:
-    """What came of one target: cases, seconds, outcomes counted; `next` is the seed of the next case."""
+    """What came of one target: cases, seconds, outcomes counted; `next` is the seed of the next case, `broken` that no case can run."""
 
     next: int
+    broken: bool = False
     cases: int = 0
     seconds: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -66,11 +67,14 @@ class Campaign:
     def run(self, minutes: float, cases: int | None) -> None:
         """Until the time is over, or each target had `cases` cases."""
         end = self._began + 60 * minutes
-        while time.monotonic() < end and (waiting := [n for n, t in self.tallies.items() if cases is None or t.cases < cases]):
+        while time.monotonic() < end and (waiting := self._waiting(cases)):
             for name in waiting:
                 left = end - time.monotonic()
                 if left > 0:
                     self._slice(name, min(self.slice_seconds, left), 10**9 if cases is None else cases - self.tallies[name].cases)
+
+    def _waiting(self, cases: int | None) -> list[str]:
+        return [n for n, t in self.tallies.items() if not t.broken and (cases is None or t.cases < cases)]
 
     def _slice(self, name: str, seconds: float, cases: int) -> None:
         tally, began = self.tallies[name], time.monotonic()
@@ -105,9 +109,11 @@ class Campaign:
         """A child that ended otherwise than it should: by the watch on the time, by a signal, or before its first case."""
         by = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         kind = f"longer than {TARGETS[name].limit} s" if "Timeout (" in errors else f"the process died: {by}"
-        self.tallies[name].outcomes["FAILED"] += running is not None
-        self.tallies[name].next += running is None
-        self._failed(name, kind, self.tallies[name].next - 1 if running is None else running, errors)
+        tally = self.tallies[name]
+        tally.broken = running is None
+        if running is not None:
+            tally.outcomes["FAILED"] += 1
+        self._failed(name, kind, tally.next if running is None else running, errors)
 
     def _failed(self, name: str, kind: str, seed: int, text: str) -> None:
         known = self.failures.get((name, kind))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import acpi, sources
+from . import acpi, inspect, sources
 
 __all__ = ["TARGETS", "Target"]
 
@@ -23,5 +23,5 @@ class Target:
 
 
 TARGETS: dict[str, Target] = {
-    **{name: Target(run) for module in (acpi, sources) for name, run in module.TARGETS.items()},
+    **{name: Target(run) for module in (acpi, sources, inspect) for name, run in module.TARGETS.items()},
 }
