@@ -1,6 +1,6 @@
 """What is raised: the user's mistakes, and memory that cannot be read.  Faults of the machine are values, never exceptions."""
 
-__all__ = ["BadConfig", "BadMachine", "BadTable", "HvlabError", "Unreadable", "quoted"]
+__all__ = ["BadConfig", "BadMachine", "BadRequest", "BadTable", "HvlabError", "Unreadable", "quoted"]
 
 
 class HvlabError(Exception):
@@ -13,6 +13,10 @@ class BadMachine(HvlabError):
 
 class BadConfig(HvlabError):
     """An option that does not exist, or a value it does not take."""
+
+
+class BadRequest(HvlabError):
+    """DMA requests that no device can make, or a file of requests that cannot be read."""
 
 
 class BadTable(HvlabError):

@@ -89,6 +89,14 @@ class Iotlb:
                  for shift, entries in zip(_SHIFTS, self._sizes, strict=True) for (did, page), mapping in entries.items()]
         return tuple(sorted(found, key=lambda e: (e.did, e.start, e.end)))
 
+    def by_domain(self) -> dict[int, list[tuple[int, dict[int, Mapping]]]]:
+        """By domain id the page sizes it has entries of, as address bits below the page number, the smallest first, and those entries."""
+        found: dict[int, dict[int, dict[int, Mapping]]] = {}
+        for shift, entries in zip(_SHIFTS, self._sizes, strict=True):
+            for (did, page), mapping in entries.items():
+                found.setdefault(did, {}).setdefault(shift, {})[page] = mapping
+        return {did: list(sizes.items()) for did, sizes in found.items()}
+
     def invalidate_all(self) -> None:
         """Global invalidation."""
         for entries in self._sizes:

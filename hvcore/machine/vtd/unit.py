@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from numpy.typing import ArrayLike
+
 from ...spec.bits import Register
 from ...spec.dma import Direction, DmaRequest, RemapFault
 from ...spec.interrupts import Interrupt
@@ -23,6 +25,8 @@ from ...spec.vtd import (
 )
 from ..description import UnitDescription
 from ..memory import Memory
+from .batch import Batch, Remembered, Requests, Translations, untranslated
+from .batchwalk import BatchWalker, MemoryPages
 from .caches import Cached, ContextCache, Iotlb
 from .commands import Command, asked
 from .faults import FaultLog
@@ -260,6 +264,24 @@ class RemappingUnit:
             return self._refuse(request, reason, context.fpd)
         assert mapping.base is not None, "a mapping that lets a request through has a page"
         return mapping.base + iova % mapping.size
+
+    def translate(self, sources: ArrayLike, iovas: ArrayLike, accesses: object, lengths: ArrayLike = 1) -> Translations:
+        """What each of many requests would get of `remap` if it came next, given registers, caches and tables as they are now.
+
+        Arrays or single values, broadcast together: requester ids, IOVAs, accesses (`Direction`, "read" or "write", or True for a write)
+        and bytes.  Nothing comes of it: no fault is recorded, nothing is remembered, not even from one request of the batch to the next.
+        Raises BadRequest where a request crosses a 4 KiB page, or is none.
+        """
+        requests = Requests.of(sources, iovas, accesses, lengths)
+        if not self._translating:
+            return untranslated(requests, self._protected)
+        iotlb = {did: [Remembered(*size) for size in sizes] for did, sizes in self._iotlb.by_domain().items()}
+        walker = BatchWalker(MemoryPages(self.memory), self.description.cap, self.description.ecap, self.walker.haw)
+        return Batch(walker, self._context_now, self._zlr, iotlb, self._protected).translate(requests)
+
+    def _context_now(self, source: int) -> Context:
+        """The context that a request of `source` would meet."""
+        return self._contexts.entries.get(source) or self.walker.context(self._root, source)
 
     def _fetch_context(self, source: int) -> Context:
         """A context from the tables; remembered if it is valid, or in caching mode."""
