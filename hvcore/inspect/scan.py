@@ -11,7 +11,8 @@ So a shared, self-referencing or random table costs no more than its distinct pa
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,11 @@ MAX_LEVELS = 5
 """Deepest table that is scanned: 57 address bits."""
 
 _CHUNK = 512
-"""Tables read at a time (2 MiB of words)."""
+"""Leaf tables read at a time (2 MiB of words)."""
+_UPPER_CHUNK = 64
+"""Tables above the leaves read at a time: each of their entries may be an item, so that this bounds the arrays beside the words."""
+_SLICE = 1 << 15
+"""Items laid out at a time, to the next whole table."""
 _HEAVY = 1 << 30
 """Weights are counted up to here, far beyond `LIMIT`, so that sums of them fit 64 bits."""
 
@@ -64,7 +69,7 @@ class TableScan:
 class _Level:
     """The distinct tables of one level and, sorted by table, their items: segments of entries or child tables.
 
-    `table` is the item's table number, `entry` its first entry, `count` its entries; `value` is a physical address, or for a child its
+    `table` is the item's table number, `entry` its first entry, `length` its entries; `value` is a physical address, or for a child its
     number in the next level.  `begin[t]:begin[t+1]` are the items of table t; `weight` counts the runs under each item.
     """
 
@@ -73,7 +78,7 @@ class _Level:
     readable: NDArray[np.bool_]
     table: I64
     entry: I64
-    count: I64
+    length: I64
     kind: U8
     rights: U8
     value: I64
@@ -83,8 +88,16 @@ class _Level:
 
     def per_table(self, values: I64) -> I64:
         """Sums of item values by table."""
-        total = np.concatenate([np.zeros(1, np.int64), np.cumsum(values)])
-        return np.diff(total[self.begin])
+        total = np.zeros(len(values) + 1, np.int64)
+        np.cumsum(values, out=total[1:])
+        return total[self.begin[1:]] - total[self.begin[:-1]]
+
+    def keep(self, wanted: NDArray[np.bool_]) -> None:
+        """Takes out the items that are not wanted."""
+        if not wanted.all():
+            self.begin = np.append(np.zeros(1, np.int64), np.cumsum(self.per_table(wanted.astype(np.int64))))
+            for name in ("table", "entry", "length", "kind", "rights", "value", "weight"):
+                setattr(self, name, getattr(self, name)[wanted])
 
 
 def scan(reader: MemoryReader, fmt: PagingFormat, root: int, levels: int, limit: int = LIMIT) -> TableScan:
@@ -94,7 +107,7 @@ def scan(reader: MemoryReader, fmt: PagingFormat, root: int, levels: int, limit:
     tree = _read_tree(reader, fmt, root, levels, limit)
     for below, here in zip([None, *tree[:0:-1]], tree[::-1], strict=True):
         _weigh(here, below)
-    return _result(fmt, tree, _lay_out(fmt, tree, limit))
+    return _result(fmt, tree, *_lay_out(fmt, tree, limit))
 
 
 def _read_tree(reader: MemoryReader, fmt: PagingFormat, root: int, levels: int, limit: int) -> list[_Level]:
@@ -127,8 +140,9 @@ def _read_level(reader: MemoryReader, fmt: PagingFormat, addresses: U64, level: 
     parts: list[Items] = []
     readable = np.zeros(len(addresses), np.bool_)
     done = items = reserved = 0
+    most = _CHUNK if level == 1 else _UPPER_CHUNK
     while done < min(len(addresses), pages) and items < limit:
-        chunk = addresses[done:done + min(_CHUNK, pages - done)]
+        chunk = addresses[done:done + min(most, pages - done)]
         words, ok = reader.tables(chunk)
         readable[done:done + len(chunk)] = ok
         part, refused = items_of(fmt, words if ok.all() else words[ok], level, np.flatnonzero(ok) + done)
@@ -141,81 +155,111 @@ def _read_level(reader: MemoryReader, fmt: PagingFormat, addresses: U64, level: 
 
 
 def _weigh(here: _Level, below: _Level | None) -> None:
-    """Counts the runs under every item; a child table weighs what its own items weigh."""
+    """Counts the runs under every item; a child table weighs what its own items weigh, and one without any is taken out."""
     here.weight = np.ones(len(here.kind), np.int64)
     if below is not None:
         child = here.kind == CHILD
         here.weight[child] = np.minimum(below.per_table(below.weight), _HEAVY)[here.value[child]]
+        here.keep(here.weight > 0)
 
 
-@dataclass(slots=True)
-class _Laid:
-    """Runs in address order before merging, and where the layout was cut."""
+class _Ranges(NamedTuple):
+    """Address ranges [start, end), the kind of item they come from, and the rights down the levels.
+
+    `offset` is physical - address; of an unreadable or unscanned table it is the table's physical address.
+    """
 
     start: I64
     end: I64
     kind: U8
     rights: U8
-    value: I64
-    cut: int
-    truncated: bool
+    offset: I64
+
+    def chosen(self, index: NDArray[Any]) -> "_Ranges":
+        """Those of a mask or of numbers."""
+        return _Ranges(self.start[index], self.end[index], self.kind[index], self.rights[index], self.offset[index])
+
+    def merged(self) -> "_Ranges":
+        """Neighbours that touch and agree as one."""
+        first, last = np.ones(len(self.start), np.bool_), np.ones(len(self.start), np.bool_)
+        first[1:] = self.start[1:] != self.end[:-1]
+        for column in (self.kind, self.rights, self.offset):
+            first[1:] |= column[1:] != column[:-1]
+        last[:-1] = first[1:]
+        return self.chosen(first)._replace(end=self.end[last])
 
 
-def _lay_out(fmt: PagingFormat, tree: list[_Level], limit: int) -> _Laid:
-    """Gives every item its addresses, from the top down.  At most about `limit` positions are held at a level."""
-    whole = cut = 1 << fmt.shift(len(tree) + 1)
-    table, base, rights = np.zeros(1, np.int64), np.zeros(1, np.int64), np.full(1, fmt.all, np.uint8)
-    parts: list[tuple[Any, ...]] = []
-    for here in tree:
-        weight = here.per_table(here.weight)[table]
+class _Places(NamedTuple):
+    """Where tables of one level are used: table number, first address, rights down to there."""
+
+    table: I64
+    base: I64
+    rights: U8
+
+    def part(self, part: slice | NDArray[np.bool_]) -> "_Places":
+        """Some of them."""
+        return _Places(self.table[part], self.base[part], self.rights[part])
+
+
+def _lay_out(fmt: PagingFormat, tree: list[_Level], limit: int) -> tuple[_Ranges, int]:
+    """Everything in address order, and where it was cut.  At most about `limit` positions are held at a level."""
+    cut = 1 << fmt.shift(len(tree) + 1)
+    here = _Places(np.zeros(1, np.int64), np.zeros(1, np.int64), np.full(1, fmt.all, np.uint8))
+    parts: list[_Ranges] = []
+    for level in tree:
+        weight = level.per_table(level.weight)[here.table]
         fits = int(np.searchsorted(np.cumsum(weight) - weight, limit))
-        if fits < len(table):
-            cut, table, base, rights = min(cut, int(base[fits])), table[:fits], base[:fits], rights[:fits]
-        item, at = _expand(here, table)
-        span = fmt.span(here.level)
-        start = base[at] + here.entry[item] * span
-        kind, passed = here.kind[item], here.rights[item] & rights[at]
-        done = kind != CHILD
-        parts.append(tuple(a[done] for a in (start, start + here.count[item] * span, kind, passed, here.value[item])))
-        table, base, rights = (a[~done] for a in (here.value[item], start, passed))
-    return _in_order(parts, cut, whole)
+        if fits < len(weight):
+            cut, here = min(cut, int(here.base[fits])), here.part(slice(fits))
+        placed = [_place(fmt, level, here.part(part)) for part in _slices(level, here.table)]
+        parts += [ranges for ranges, _ in placed]
+        table, base, rights = (np.concatenate(column) for column in zip(*(below for _, below in placed), strict=True))
+        here = _Places(table, base, rights)
+    return _in_order(parts, cut)
 
 
-def _expand(level: _Level, table: I64) -> tuple[I64, I64]:
-    """The items of many tables one after another, empty subtrees left out: item numbers, and which of `table` each came from."""
-    counts = level.begin[table + 1] - level.begin[table]
-    at = np.repeat(np.arange(len(table)), counts)
-    item = level.begin[table][at] + np.arange(len(at)) - (np.cumsum(counts) - counts)[at]
-    keep = level.weight[item] > 0
-    return item[keep], at[keep]
+def _slices(level: _Level, table: I64) -> list[slice]:
+    """These tables cut into slices of about `_SLICE` items; always at least one slice."""
+    number = np.cumsum(level.begin[table + 1] - level.begin[table]) // _SLICE
+    edges = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(table)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
-def _in_order(parts: list[tuple[Any, ...]], cut: int, whole: int) -> _Laid:
-    start, end, kind, rights, value = (np.concatenate(column) for column in zip(*parts, strict=True))
-    unscanned = start[kind == UNSCANNED]
-    cut = min(cut, int(unscanned.min())) if len(unscanned) else cut
+def _place(fmt: PagingFormat, level: _Level, here: _Places) -> tuple[_Ranges, _Places]:
+    """The items of tables at their addresses: what they grant, merged, and the tables below."""
+    counts = level.begin[here.table + 1] - level.begin[here.table]
+    at = np.repeat(np.arange(len(counts)), counts)
+    item = (level.begin[here.table] - np.cumsum(counts) + counts)[at] + np.arange(len(at))
+    kind, value, span = level.kind[item], level.value[item], fmt.span(level.level)
+    start = here.base[at] + level.entry[item] * span
+    rights = level.rights[item] & here.rights[at]
+    child, mapped = kind == CHILD, (kind == LEAF) | (kind == WITHHELD)
+    ranges = _Ranges(start, start + level.length[item] * span, kind, rights, np.where(mapped, value - start, value))
+    return ranges.chosen(~child).merged(), _Places(value, start, rights).part(child)
+
+
+def _in_order(parts: list[_Ranges], cut: int) -> tuple[_Ranges, int]:
+    start, end, kind, rights, offset = (np.concatenate(column) for column in zip(*parts, strict=True))
+    cut = int(np.min(start, where=kind == UNSCANNED, initial=cut))
     order = np.argsort(start, kind="stable")
-    order = order[start[order] < cut]
-    return _Laid(start[order], end[order], kind[order], rights[order], value[order], cut, cut < whole)
+    return _Ranges(start, end, kind, rights, offset).chosen(order[start[order] < cut]), cut
 
 
-def _result(fmt: PagingFormat, tree: list[_Level], laid: _Laid) -> TableScan:
+def _result(fmt: PagingFormat, tree: list[_Level], laid: _Ranges, cut: int) -> TableScan:
     tables = np.sort(np.concatenate([t.addresses[t.readable] for t in tree]))
-    tables = tables[np.diff(tables, prepend=tables[:1] + np.uint64(1)) != 0]
-    run, lost = (laid.kind == LEAF) | (laid.kind == WITHHELD), laid.kind == UNREADABLE
-    runs = _merge(fmt, laid.start[run], laid.end[run], laid.rights[run], laid.value[run] - laid.start[run])
-    unreadable = _merge(fmt, laid.start[lost], laid.end[lost], laid.rights[lost], laid.value[lost])
-    return TableScan(runs, tables, _leaves(fmt, tree), unreadable, sum(t.reserved for t in tree), laid.truncated, laid.cut)
+    different = np.ones(len(tables), np.bool_)
+    different[1:] = tables[1:] != tables[:-1]
+    lost = laid.kind == UNREADABLE
+    mapped, unreadable = (_runs(fmt, laid.chosen(which)) for which in (~lost, lost))
+    return TableScan(mapped, tables[different], _leaves(fmt, tree), unreadable, sum(t.reserved for t in tree),
+                     cut < 1 << fmt.shift(len(tree) + 1), cut)
 
 
-def _merge(fmt: PagingFormat, start: I64, end: I64, rights: U8, offset: I64) -> Runs:
-    """Joins neighbours that touch and agree."""
-    first = np.ones(len(start), np.bool_)
-    first[1:] = (start[1:] != end[:-1]) | (rights[1:] != rights[:-1]) | (offset[1:] != offset[:-1])
-    last = np.ones(len(start), np.bool_)
-    last[:-1] = first[1:]
+def _runs(fmt: PagingFormat, ranges: _Ranges) -> Runs:
+    """The ranges as runs; what kind of entry they come from is forgotten."""
+    ranges = ranges._replace(kind=np.zeros_like(ranges.kind)).merged()
     letters = tuple(fmt.text(i) for i in range(fmt.all + 1))
-    return Runs(start[first].astype(np.uint64), end[last].astype(np.uint64), rights[first], offset[first], letters)
+    return Runs(ranges.start.astype(np.uint64), ranges.end.astype(np.uint64), ranges.rights, ranges.offset, letters)
 
 
 def _leaves(fmt: PagingFormat, tree: list[_Level]) -> dict[str, int]:
@@ -224,7 +268,7 @@ def _leaves(fmt: PagingFormat, tree: list[_Level]) -> dict[str, int]:
     uses = np.ones(1, np.int64)
     for i, here in enumerate(tree):
         if here.level in SIZE_NAMES:
-            count = np.where(here.kind == LEAF, here.count, 0)
+            count = np.where(here.kind == LEAF, here.length, 0)
             leaves[SIZE_NAMES[here.level]] = int((here.per_table(count) * uses).sum())
         if i + 1 < len(tree):
             child = here.kind == CHILD

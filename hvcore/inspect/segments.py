@@ -28,7 +28,7 @@ _PIECE = 64 * ENTRIES
 """Words compared at a time, so that the differences stay in a processor's cache."""
 _STEP = np.uint64(PAGE)
 _CARRY = np.uint64(ENTRIES - 1 << 12)
-"""Address bits that vary within a table's stretch beside what its first and last word show: one carry out of them at most."""
+"""Address bits that take every value within 512 pages; the bits above them are those of the first or of the last page."""
 
 
 class Items(NamedTuple):
@@ -81,36 +81,42 @@ def items_of(fmt: PagingFormat, words: Words, level: int, tables: I64) -> tuple[
 
 def _stretches(fmt: PagingFormat, flat: Words) -> I64:
     """Where, counted over all tables, the stretches of words begin that grow by one page from entry to entry or are all zero."""
-    change = _changes(flat)
+    reserved = fmt.reserved_leaf[0] if fmt.reserved_leaf else 0
+    telling = np.uint64(fmt.address | fmt.permission_bits | reserved)
+    change = _changes(flat, telling)
     starts = np.flatnonzero(change)
-    lengths = np.diff(starts, append=flat.size)
-    doubtful = _doubtful(fmt, flat[starts], flat[starts + lengths - 1])
+    lengths = np.append(starts[1:], flat.size) - starts
+    doubtful = _doubtful(fmt, flat[starts] & telling, flat[starts + lengths - 1] & telling, np.uint64(reserved))
     if not doubtful.any():
         return starts
     return np.flatnonzero(change | np.repeat(doubtful, lengths))
 
 
-def _changes(flat: Words) -> NDArray[np.bool_]:
-    """Which words do not continue the one before them.  The first of a table never does."""
+def _changes(flat: Words, telling: np.uint64) -> NDArray[np.bool_]:
+    """Which words do not continue the one before them.  The first of a table never does.
+
+    Where many do not, the bits that tell nothing are taken away and zeros are taken as continuing zeros.
+    """
     change = np.empty(flat.size, np.bool_)
     step = np.empty(_PIECE, np.uint64)
     for at in range(0, flat.size, _PIECE):
-        piece, mine = flat[at:at + _PIECE], change[at:at + _PIECE]
-        np.subtract(piece[1:], piece[:-1], out=step[:len(piece) - 1])
-        np.not_equal(step[:len(piece) - 1], _STEP, out=mine[1:])
-        if np.count_nonzero(mine[1:]) > len(piece) // 8:
-            mine[1:] &= np.not_equal(piece[1:] | piece[:-1], 0)
+        piece, mine = flat[at:at + _PIECE], change[at + 1:at + _PIECE]
+        np.not_equal(np.subtract(piece[1:], piece[:-1], out=step[:len(mine)]), _STEP, out=mine)
+        if np.count_nonzero(mine) > len(piece) // 16:
+            piece = piece & telling
+            np.not_equal(np.subtract(piece[1:], piece[:-1], out=step[:len(mine)]), _STEP, out=mine)
+            mine &= np.not_equal(np.bitwise_or(piece[1:], piece[:-1], out=step[:len(mine)]), 0)
     change[::ENTRIES] = True
     return change
 
 
-def _doubtful(fmt: PagingFormat, first: Words, last: Words) -> NDArray[np.bool_]:
+def _doubtful(fmt: PagingFormat, first: Words, last: Words, reserved: np.uint64) -> NDArray[np.bool_]:
     """Which stretches may hold a reserved bit, grow out of the address field, or begin with an entry that holds nothing."""
-    reserved, address = np.uint64(fmt.reserved_leaf[0] if fmt.reserved_leaf else 0), np.uint64(fmt.address)
-    varying = first ^ last
-    suspect = ((first | last | _CARRY) & reserved) | (varying & ~address)
+    address = np.uint64(fmt.address)
+    bad = ((first | last | _CARRY) & reserved) != 0
+    wrapped = (last & address) < (first & address)
     nothing = (first & (address | np.uint64(fmt.present))) == 0
-    return np.asarray((varying != 0) & ((suspect != 0) | nothing), np.bool_)
+    return np.asarray((first != last) & (bad | wrapped | nothing), np.bool_)
 
 
 def _refuse_reserved(fmt: PagingFormat, words: Words, level: int) -> tuple[Words, int]:
@@ -132,7 +138,7 @@ def _merged(starts: I64, word: Words, size: int) -> tuple[I64, Words, I64]:
     change = np.ones(len(starts), np.bool_)
     change[1:] = (key[1:] != key[:-1]) | (word[1:] == 0) | (word[:-1] == 0) | (starts[1:] % ENTRIES == 0)
     starts = starts[change]
-    return starts, word[change], np.diff(starts, append=size)
+    return starts, word[change], np.append(starts[1:], size) - starts
 
 
 def _read(fmt: PagingFormat, word: Words, level: int) -> tuple[U8, U8, I64]:
