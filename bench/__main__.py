@@ -11,47 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .rows import REPEATS, Row, compare, limit, median
+from .walks import walks
+
 HERE = Path(__file__).resolve().parent
 GIB, PAGE = 1 << 30, 4096
-RAM_END, HOLE, LEVELS, REPEATS = 66 * GIB, (0x77C00000, 0x7FC00000), 3, 5
+RAM_END, HOLE, LEVELS = 66 * GIB, (0x77C00000, 0x7FC00000), 3
 """64 GiB of RAM, 2 GiB of it below 4 GiB, so that it ends at 66 GiB; the hole is the hypervisor's own memory."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the result: what, hvlab's figure, what it is held against, and the most it may be."""
-
-    what: str
-    ours: str
-    theirs: str
-    ratio: float | None
-    good: bool
-
-
-def compare(what: str, ours: float, name: str, theirs: float, wanted: bool = True) -> Row:
-    """Seconds against seconds; with `wanted`, ours must not be more."""
-    return Row(what, f"{ours:.3f} s", f"{name}: {theirs:.3f} s", ours / theirs, ours <= theirs or not wanted)
-
-
-def limit(what: str, ours: float, most: float, unit: str = "s") -> Row:
-    """A figure against a fixed limit."""
-    return Row(what, f"{ours:.3f} {unit}", f"limit: {most:g} {unit}", ours / most, ours <= most)
-
-
-def median(action: Callable[[], object], repeats: int = REPEATS, before: Callable[[], object] = lambda: None) -> float:
-    """Median seconds of `action`; `before` runs each time and is not counted."""
-    times = []
-    for _ in range(repeats):
-        before()
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def c_program() -> dict[str, Any]:
@@ -165,7 +134,7 @@ def show(rows: list[Row]) -> None:
 
 def main() -> int:
     """Measures everything; exit status 1 where something is more than it may be."""
-    rows = [row for part in (tables, importing, booting, rebooting) for row in part()]
+    rows = [row for part in (tables, walks, importing, booting, rebooting) for row in part()]
     show(rows)
     return 0 if all(row.good for row in rows) else 1
 
