@@ -132,7 +132,7 @@ def _writes(accesses: object) -> U8:
 class Translations:
     """What each request would get: arrays of the requests' common shape.
 
-    `address` is host-physical, `page_size` the bytes of the page that the request lies in (4096 where none is translated), `reason` the
+    `address` is host-physical, `shift` tells the page that the request lies in (2**shift bytes; 12 where none is translated), `reason` the
     fault reason (0: none), `how` a `How` as a number.  Where `ok` is False the address means nothing.  `source`, `iova` and `write` are
     the requests themselves.
     """
@@ -141,9 +141,14 @@ class Translations:
     iova: U64
     write: U8
     address: U64
-    page_size: I64
+    shift: U8
     reason: U8
     how: U8
+
+    @property
+    def page_size(self) -> I64:
+        """Bytes of the page that each request lies in; 4096 where none is translated."""
+        return np.int64(1) << self.shift.astype(np.int64)
 
     @property
     def ok(self) -> NDArray[np.bool_]:
@@ -266,9 +271,8 @@ class _Answer:
     def result(self, requests: Requests) -> Translations:
         """In the requests' shape."""
         landing, shape = self.landing, requests.shape
-        page_size = np.int64(1) << landing.shift.astype(np.int64)
         return Translations(requests.source.reshape(shape), requests.iova.reshape(shape), requests.write.reshape(shape),
-                            landing.address.reshape(shape), page_size.reshape(shape), landing.reason.reshape(shape),
+                            landing.address.reshape(shape), landing.shift.reshape(shape), landing.reason.reshape(shape),
                             self.how.reshape(shape))
 
 
@@ -325,22 +329,24 @@ class Batch:
 
     def _answer(self, group: _Group, requests: Requests) -> _Answer:
         """Requests under one context, in the unit's order: the context, the address, the tables."""
-        iova = requests.iova
         if group.reason:
-            return _Answer.blocked(len(iova), group.reason)
-        beyond = _beyond(iova, group.bits)
-        stray = interrupts(iova)
-        if not len(beyond) and not len(stray):
-            return self._through(group, requests)
-        answer = _Answer.blocked(len(iova), 0)
-        answer.landing.reason[stray] = FaultReason.INTERRUPT_RANGE
-        answer.landing.reason[beyond] = FaultReason.BEYOND_WIDTH
-        legal = np.flatnonzero(answer.landing.reason == 0)
-        answer.put(legal, self._through(group, requests.part(legal)))
+            return _Answer.blocked(len(requests), group.reason)
+        within = _within(requests.iova, group.bits)
+        if within is None:
+            return self._legal(group, requests)
+        answer = _Answer.blocked(len(requests), FaultReason.BEYOND_WIDTH)
+        answer.put(within, self._legal(group, requests.part(within)))
+        return answer
+
+    def _legal(self, group: _Group, requests: Requests) -> _Answer:
+        """Requests within the context's width.  The tables are looked at for all; in the interrupt range their word does not count."""
+        answer = self._through(group, requests)
+        stray = interrupts(requests.iova)
+        answer.put(stray, _Answer.blocked(len(stray), FaultReason.INTERRUPT_RANGE))
         return answer
 
     def _through(self, group: _Group, requests: Requests) -> _Answer:
-        """Requests whose addresses are legal."""
+        """Requests that the context lets go on."""
         if group.tt is TranslationType.PASS_THROUGH:
             return _Answer.through(requests.iova, How.PASS_THROUGH)
         landing = self._land(group, requests.iova, requests.write)
@@ -363,11 +369,11 @@ class Batch:
         return landing
 
 
-def _beyond(iova: U64, bits: int) -> I64:
-    """The numbers of the addresses that have more than `bits` bits."""
+def _within(iova: U64, bits: int) -> I64 | None:
+    """The numbers of the addresses that have no more than `bits` bits; None: all of them."""
     if bits >= 64 or not len(iova) or not int(iova.max()) >> bits:
-        return np.zeros(0, np.int64)
-    return np.flatnonzero(iova >> np.uint64(bits))
+        return None
+    return np.flatnonzero(iova >> np.uint64(bits) == 0)
 
 
 def _messages(requests: Requests) -> I64:

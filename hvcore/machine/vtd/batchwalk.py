@@ -217,4 +217,6 @@ def _ended(cells: _Cells, cell: I64, at: I64, iova: U64, write: U8, landing: Lan
 
 def interrupts(addresses: U64) -> I64:
     """The numbers of those addresses that lie in the interrupt range."""
-    return np.flatnonzero(addresses >> _MEGABYTE == _INTERRUPT)
+    found = [np.flatnonzero(addresses[start:start + _CHUNK] >> _MEGABYTE == _INTERRUPT) + start
+             for start in range(0, len(addresses), _CHUNK)]
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
