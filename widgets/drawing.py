@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LINE", "MUTED", "TEXT", "Drawing", "Figure", "Fill", "box_height", "device_part", "domain_part", "range_part"]
+__all__ = ["LINE", "MUTED", "TEXT", "Drawing", "Figure", "Fill", "box_height", "device_part", "domain_part", "hatch_path", "range_part"]
 
 TEXT = "var(--jp-ui-font-color1, #222)"
 MUTED = "var(--jp-ui-font-color2, #555)"
@@ -142,6 +142,11 @@ class Drawing:
 def box_height(lines: list[str]) -> float:
     """How high a node with these lines is."""
     return 15.0 * len(lines) + 9
+
+
+def hatch_path(fill: Fill) -> str:
+    """The hatching of a fill as an SVG path in a tile of 8 by 8 units; "" for none."""
+    return _HATCHES.get(fill.hatch, "")
 
 
 def _pattern(name: str, fill: Fill) -> str:

@@ -21,9 +21,9 @@ _STATIC = Path(__file__).parent / "static"
 
 
 @cache
-def module(name: str) -> str:
-    """The text of a view's module with what all share before it."""
-    return (_STATIC / "common.js").read_text() + (_STATIC / f"{name}.js").read_text()
+def module(*names: str) -> str:
+    """The text of a view's module, of one or more files, with what all share before it."""
+    return "".join((_STATIC / f"{name}.js").read_text() for name in ("common", *names))
 
 
 @cache
