@@ -13,6 +13,7 @@ from . import outcome
 from .errors import BadTable, HvlabError
 from .inspect.cached import CachedDomain, read_cached
 from .inspect.diff import Change, diff_runs
+from .inspect.dmar import DmarTable, read_dmar
 from .inspect.domains import Domain, read_domains
 from .inspect.dump import save_dump
 from .inspect.e820 import E820Map
@@ -171,6 +172,15 @@ class Run:
         return self._read("units", lambda: read_units(pc.units, lambda base: covered[base]))
 
     @property
+    def dmar(self) -> DmarTable:
+        """The DMAR table as it lies in memory: structures, scopes, what is odd; and whether the guest finds it."""
+        return self._read("dmar", self._dmar)
+
+    def _dmar(self) -> DmarTable:
+        pc = self._machine.pc
+        return read_dmar(pc.memory, pc.root, self.e820.firmware, pc.topology.requester, self._machine.description.dmar)
+
+    @property
     def domains(self) -> Records[Domain]:
         """The domains in the units' tables."""
         pc = self._machine.pc
@@ -234,7 +244,7 @@ class Run:
             raise HvlabError(f"{address!r} is no physical address: give a number from 0 to {(1 << 64) - 1:#x}")
         base = self.core.base if self.core else None
         parts = named_ranges(base, self.config.VMM_SIZE_MIB << 20) if base is not None else []
-        return look(self._machine.pc.memory, address, self.e820, self.domains, parts, self._nested_root(), self.units)
+        return look(self._machine.pc.memory, address, self.e820, self.domains, parts, self._nested_root(), self.units, self.dmar)
 
     def explain(self, fault: Fault) -> Explanation:
         """The way of a DMA that faulted, step by step through the tables as they are now."""
@@ -286,7 +296,7 @@ class Run:
         return f"<p>{head}</p>" + "".join(part._repr_html_() for part in (self.e820, self.units, self.domains, self.faults) if len(part))
 
 
-_PARTS = ("ending", "e820", "units", "domains", "permissions", "cpu", "cached", "faults", "console", "vmm")
+_PARTS = ("ending", "e820", "units", "dmar", "domains", "permissions", "cpu", "cached", "faults", "console", "vmm")
 
 
 def _firmware_map(memory: Memory) -> tuple[E820Entry, ...]:

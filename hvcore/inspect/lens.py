@@ -11,6 +11,7 @@ from ..errors import Unreadable
 from ..spec.e820 import type_name
 from ..spec.paging import NESTED, PAGE
 from . import format as show
+from .dmar import DmarStructure
 from .domains import Domain
 from .e820 import E820Map
 from .reader import MemoryReader
@@ -67,15 +68,15 @@ class Lens(Record):
 
 
 def look(reader: MemoryReader, address: int, e820: E820Map, domains: Iterable[Domain] = (), parts: Sequence[tuple[str, int, int]] = (),
-         nested_root: int | None = None, units: Iterable[Unit] = ()) -> Lens:
+         nested_root: int | None = None, units: Iterable[Unit] = (), dmar: Iterable[DmarStructure] = ()) -> Lens:
     """Gathers the facts.
 
     `parts` are named host-physical ranges (name, start, end) of the core's memory; `nested_root` the guest's nested table; `units` are
-    needed to tell where nothing is translated.
+    needed to tell where nothing is translated; `dmar` the DMAR table's structures, for reserved memory and units' registers.
     """
     domains = list(domains)
-    facts = [*_word(reader, address), *_tables(domains, address), *_parts(parts, address), *_domains(domains, address), *_off(units),
-             *_cpu(reader, nested_root, address), *_e820(e820, address)]
+    facts = [*_word(reader, address), *_tables(domains, address), *_parts(parts, address), *_dmar(dmar, address),
+             *_domains(domains, address), *_off(units), *_cpu(reader, nested_root, address), *_e820(e820, address)]
     return Lens(address, tuple(facts))
 
 
@@ -100,6 +101,16 @@ def _parts(parts: Sequence[tuple[str, int, int]], address: int) -> Iterator[Fact
     for name, start, end in parts:
         if start <= address < end:
             yield Fact("core", f"its {name}", start, end)
+
+
+def _dmar(structures: Iterable[DmarStructure], address: int) -> Iterator[Fact]:
+    """The DMAR's structures whose range holds the address: reserved memory with its devices, a unit's registers."""
+    for s in structures:
+        if s.start is None or s.end is None or not s.start <= address < s.end:
+            continue
+        named = ", ".join(scope.short for scope in s.scopes) or "no device"
+        says = f"reserved memory for {named}" if s.structure == "RMRR" else "registers of a remapping unit"
+        yield Fact(f"DMAR's {s.structure}", "; ".join([says, *s.oddities]), s.start, s.end)
 
 
 def _name(domain: Domain) -> str:

@@ -141,8 +141,8 @@ def _unknown_kinds(functions: Sequence[PciDescription]) -> tuple[str, ...]:
     """A sentence on the bridges of which nothing says whether they are PCI Express ports."""
     names = [format_bdf(f.source) for f in functions if f.model == "bridge" and f.pcie and f.port_type is None]
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    said = f"What kind of bridge some are is not known: {', '.join(names[:4])}{more} {'is' if len(names) == 1 else 'are'} taken for PCI"
-    return (f"{said} Express ports, which keep the requester ids of what lies behind.",) if names else ()
+    taken = "is taken for a PCI Express port, which keeps" if len(names) == 1 else "are taken for PCI Express ports, which keep"
+    return (f"Not every bridge's kind is known: {', '.join(names[:4])}{more} {taken} the requester ids behind.",) if names else ()
 
 
 def _place_ecam(e820: Sequence[E820Entry], runs: Sequence[Range], registers: Sequence[Range], functions: Sequence[PciDescription]) -> tuple[

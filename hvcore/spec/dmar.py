@@ -15,7 +15,7 @@ from .acpi import HEADER_SIZE, Header, build_table, parse_header
 from .bits import mask
 
 __all__ = ["Andd", "Atsr", "Dmar", "DmarFlag", "Drhd", "Rhsa", "Rmrr", "Satc", "Scope", "ScopeType", "Sidp", "Structure", "Unknown",
-           "build", "parse"]
+           "build", "parse", "type_of"]
 
 _FIXED = struct.Struct("<BB10s")
 _STRUCTURES = HEADER_SIZE + _FIXED.size
@@ -287,6 +287,11 @@ _KINDS = {
 }
 _TYPES: dict[type, int] = {Drhd: 0, Rmrr: 1, Atsr: 2, Rhsa: 3, Andd: 4, Satc: 5, Sidp: 6}
 _NAMES = {number: kind.__name__.upper() for kind, number in _TYPES.items()}
+
+
+def type_of(structure: Structure) -> int:
+    """The number of a structure's type (section 8.2)."""
+    return structure.type if isinstance(structure, Unknown) else _TYPES[type(structure)]
 
 
 def parse(data: bytes) -> Dmar:

@@ -8,7 +8,7 @@ from ..errors import quoted
 
 __all__ = ["BAR0", "CAPABILITIES", "CLASS", "COMMAND", "DEVICE_ID", "EXPRESS", "HEADER_TYPE", "INTERRUPT_LINE", "INTERRUPT_PIN", "PORTS",
            "PRIMARY_BUS", "REVISION", "SECONDARY_BUS", "STATUS", "SUBORDINATE_BUS", "SUBSYSTEM_ID", "SUBSYSTEM_VENDOR_ID", "VENDOR_ID",
-           "PortType", "bdf", "format_bdf", "forwarding_type", "parse_bdf", "requester_behind", "split_bdf"]
+           "PortType", "bdf", "class_name", "format_bdf", "forwarding_type", "parse_bdf", "requester_behind", "split_bdf"]
 
 VENDOR_ID, DEVICE_ID, COMMAND, STATUS, REVISION, CLASS, HEADER_TYPE = 0x00, 0x02, 0x04, 0x06, 0x08, 0x09, 0x0E
 BAR0, SUBSYSTEM_VENDOR_ID, SUBSYSTEM_ID, CAPABILITIES, INTERRUPT_LINE, INTERRUPT_PIN = 0x10, 0x2C, 0x2E, 0x34, 0x3C, 0x3D
@@ -36,6 +36,20 @@ PORTS = frozenset({PortType.ROOT_PORT, PortType.UPSTREAM_PORT, PortType.DOWNSTRE
 """Bridges that pass the requester ids from behind them on."""
 _UNDECLARED = frozenset({(0x1B21, 0x1080), (0x10E3, 0x8113), (0x1283, 0x8892), (0x1283, 0x8893), (0x8086, 0x244E)})
 """PCIe-to-PCI bridges (vendor, device) that have no PCI Express capability, as Linux knows them (drivers/pci/quirks.c)."""
+
+_CLASSES = {
+    0x01: "storage", 0x0101: "IDE", 0x0104: "RAID", 0x0106: "SATA", 0x0107: "SAS", 0x0108: "NVMe", 0x02: "network", 0x0200: "Ethernet",
+    0x03: "display", 0x0300: "VGA", 0x04: "multimedia", 0x0403: "audio", 0x05: "memory", 0x06: "bridge", 0x0600: "host bridge",
+    0x0601: "ISA bridge", 0x0604: "PCI bridge", 0x07: "communication", 0x0700: "serial", 0x0780: "management", 0x08: "system",
+    0x0800: "interrupt controller", 0x0880: "system", 0x0B: "processor", 0x0C: "serial bus", 0x0C03: "USB", 0x0C05: "SMBus",
+    0x0D: "wireless", 0x10: "encryption", 0x11: "signal processing", 0x12: "accelerator",
+}
+"""Classes of functions by class or by class and subclass."""
+
+
+def class_name(class_code: int) -> str:
+    """A 24-bit class code in a word: `USB`, `PCI bridge`; in hex where there is none."""
+    return _CLASSES.get(class_code >> 8) or _CLASSES.get(class_code >> 16) or f"class {class_code:#08x}"
 
 
 def bdf(bus: int, device: int, function: int) -> int:
