@@ -169,7 +169,7 @@ class Run:
         """The remapping units' registers and the devices they cover."""
         pc = self._machine.pc
         covered = {u.base: pc.topology.requesters(i) for i, u in enumerate(pc.units)}
-        return self._read("units", lambda: read_units(pc.units, lambda base: covered[base]))
+        return self._read("units", lambda: read_units(pc.units, lambda base: covered[base], self._machine.description.host_address_width))
 
     @property
     def dmar(self) -> DmarTable:

@@ -11,7 +11,7 @@ from . import format as show
 from .reader import UnitReader
 from .records import Column, Record, Records
 
-__all__ = ["RegisterValue", "Unit", "read_register", "read_registers", "read_unit", "read_units"]
+__all__ = ["RegisterValue", "Unit", "UnitDetail", "read_register", "read_registers", "read_unit", "read_units"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -35,10 +35,25 @@ class RegisterValue(Record):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class UnitDetail(Record):
+    """One thing a unit can do or does, and the register field that says so."""
+
+    what: str
+    value: str
+    field: str
+
+    title = "Unit"
+    legend = "field: where it stands"
+    columns = (Column("what", lambda d: d.what), Column("value", lambda d: d.value), Column("field", lambda d: d.field))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Unit(Record):
     """One remapping unit as its registers are.
 
-    `base` is the host-physical register base; `devices` the requester ids that it covers by the DMAR table's scopes.
+    `base` is the host-physical register base; `devices` the requester ids that it covers by the DMAR table's scopes, those included that a
+    bridge puts in place of the devices' own; `ver` the version register, `haw` the table's host address width in bits, both None where
+    not known.
     """
 
     base: int
@@ -49,13 +64,16 @@ class Unit(Record):
     gsts: int
     rtaddr: int
     devices: tuple[int, ...]
+    ver: int | None = None
+    haw: int | None = None
 
     title = "Remapping units"
     legend = "register base and root table host-physical; widths in bits"
     columns = (
         Column("base", lambda u: u.base, show.address, True), Column("segment", lambda u: u.segment, right=True),
         Column("include_all", lambda u: u.include_all, show.yes_no), Column("translation", lambda u: "on" if u.translating else "off"),
-        Column("root_table", lambda u: u.root_table, show.address, True), Column("mgaw", lambda u: u.mgaw, right=True),
+        Column("root_table", lambda u: u.root_table, show.address, True), Column("interrupts", lambda u: u.interrupts),
+        Column("mgaw", lambda u: u.mgaw, right=True), Column("haw", lambda u: u.haw, right=True),
         Column("levels", lambda u: " ".join(map(str, u.levels))), Column("superpages", lambda u: " ".join(u.superpages)),
         Column("gsts", lambda u: u.gsts, show.address, True), Column("cap", lambda u: u.cap, show.address, True),
         Column("ecap", lambda u: u.ecap, show.address, True),
@@ -94,10 +112,80 @@ class Unit(Record):
         """Leaf sizes above 4 KiB that the unit takes: `2M`, `1G`."""
         return tuple(vtd.PAGE_SIZE_NAMES[level] for level in vtd.leaf_levels(self.cap)[1:])
 
+    @property
+    def interrupts(self) -> str:
+        """What becomes of devices' messages: `remapped` or `not remapped` (GSTS.IRES); `-` where ECAP.IR says that the unit cannot."""
+        return _on_off(self, "IR", "IRES", "remapped", "not remapped")
+
+    @property
+    def queue(self) -> str:
+        """Queued invalidation: `on` or `off` (GSTS.QIES); `-` where ECAP.QI says that the unit has none."""
+        return _on_off(self, "QI", "QIES", "on", "off")
+
+    @property
+    def caching_mode(self) -> bool:
+        """CAP.CM: whether the unit may cache what is not present."""
+        return bool(vtd.CAP.get(self.cap, "CM"))
+
+    @property
+    def version(self) -> str | None:
+        """`1.0`; None where not known."""
+        return None if self.ver is None else f"{vtd.VER.get(self.ver, 'MAJOR')}.{vtd.VER.get(self.ver, 'MINOR')}"
+
+    @property
+    def details(self) -> Records[UnitDetail]:
+        """All of it in words, with the fields that say so."""
+        rows = [UnitDetail(what, show.plain(value(self)), field) for what, field, value in _DETAILS]
+        return Records(UnitDetail, rows, title=f"Unit at {self.base:#x}")
+
     def to_json(self) -> dict[str, Any]:
         """Raw registers as integers, devices as strings."""
         return {"base": self.base, "segment": self.segment, "include_all": self.include_all, "cap": self.cap, "ecap": self.ecap,
                 "gsts": self.gsts, "rtaddr": self.rtaddr, "devices": [format_bdf(d) for d in self.devices]}
+
+
+def _on_off(unit: Unit, can: str, does: str, on: str, off: str) -> str:
+    if not vtd.ECAP.get(unit.ecap, can):
+        return "-"
+    return on if vtd.GSTS.get(unit.gsts, does) else off
+
+
+def _cap(name: str) -> Callable[[Unit], str]:
+    return lambda u: show.yes_no(vtd.CAP.get(u.cap, name))
+
+
+def _ecap(name: str) -> Callable[[Unit], str]:
+    return lambda u: show.yes_no(vtd.ECAP.get(u.ecap, name))
+
+
+_DETAILS: tuple[tuple[str, str, Callable[[Unit], object]], ...] = (
+    ("version", "VER", lambda u: u.version),
+    ("host address width", "DMAR", lambda u: u.haw and f"{u.haw} bits"),
+    ("input address width", "CAP.MGAW", lambda u: f"{u.mgaw} bits"),
+    ("levels of tables", "CAP.SAGAW", lambda u: " or ".join(map(str, u.levels))),
+    ("superpages", "CAP.SLLPS", lambda u: " ".join(u.superpages) or "none"),
+    ("domain ids", "CAP.ND", lambda u: vtd.ndoms(u.cap)),
+    ("fault records", "CAP.NFR", lambda u: vtd.frcd_count(u.cap)),
+    ("caching mode", "CAP.CM", lambda u: show.yes_no(u.caching_mode)),
+    ("write buffer to be flushed", "CAP.RWBF", _cap("RWBF")),
+    ("page invalidation", "CAP.PSI", _cap("PSI")),
+    ("zero-length reads", "CAP.ZLR", _cap("ZLR")),
+    ("protected low memory", "CAP.PLMR", _cap("PLMR")),
+    ("protected high memory", "CAP.PHMR", _cap("PHMR")),
+    ("walks snoop caches", "ECAP.C", _ecap("C")),
+    ("pass-through", "ECAP.PT", _ecap("PT")),
+    ("snoop control", "ECAP.SC", _ecap("SC")),
+    ("device-TLBs", "ECAP.DT", _ecap("DT")),
+    ("scalable mode", "ECAP.SMTS", _ecap("SMTS")),
+    ("x2APIC interrupts", "ECAP.EIM", _ecap("EIM")),
+    ("translation", "GSTS.TES", lambda u: "on" if u.translating else "off"),
+    ("root table", "RTADDR.RTA", lambda u: show.address(u.root_table) or "none"),
+    ("table mode", "RTADDR.TTM", lambda u: "legacy" if u.legacy else "not legacy"),
+    ("queued invalidation", "GSTS.QIES", lambda u: u.queue),
+    ("messages", "GSTS.IRES", lambda u: u.interrupts),
+    ("compatibility interrupts", "GSTS.CFIS", lambda u: show.yes_no(vtd.GSTS.get(u.gsts, "CFIS"))),
+)
+"""What is told of a unit, the field that says so, how it is read."""
 
 
 def _declared(unit: UnitReader) -> tuple[Register, ...]:
@@ -123,13 +211,14 @@ def _fields(register: Register, value: int) -> str:
     return " ".join(f"{name}={v:#x}" if v > 9 else f"{name}={v}" for name, v in register.layout.decode(value).items() if v)
 
 
-def read_unit(unit: UnitReader, devices: Iterable[int] = ()) -> Unit:
-    """One unit's record; `devices` are the requester ids that its scopes cover."""
+def read_unit(unit: UnitReader, devices: Iterable[int] = (), haw: int | None = None) -> Unit:
+    """One unit's record; `devices` are the requester ids that its scopes cover, `haw` the platform's host address width in bits."""
     d = unit.description
     return Unit(d.base, d.segment, d.include_all, read_register(unit, "CAP"), read_register(unit, "ECAP"), read_register(unit, "GSTS"),
-                read_register(unit, "RTADDR"), tuple(devices))
+                read_register(unit, "RTADDR"), tuple(devices), read_register(unit, "VER"), haw)
 
 
-def read_units(units: Iterable[UnitReader], devices_of: Callable[[int], Iterable[int]] | None = None) -> Records[Unit]:
+def read_units(units: Iterable[UnitReader], devices_of: Callable[[int], Iterable[int]] | None = None, haw: int | None = None) -> Records[
+        Unit]:
     """All units in the order given; `devices_of(base)` are the requester ids that the unit with that register base covers."""
-    return Records(Unit, [read_unit(u, devices_of(u.description.base) if devices_of else ()) for u in units])
+    return Records(Unit, [read_unit(u, devices_of(u.description.base) if devices_of else (), haw) for u in units])
