@@ -1,6 +1,7 @@
 """Scans of tables that are full of words, whole and in pieces, against a plain reading; what a scan of hostile tables may cost."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ MIB2 = 2 << 20
 ROOT, SIZE = 0x1000, 0x10000
 LEAVES = [0x3000, 0x4000, 0x5000, 0x9000]
 """Two neighbours and one more behind them, and one apart."""
-FORMATS = [VTD, EPT, LONG_MODE, NESTED, vtd_format(3 << 34, 0x84, 45), vtd_format(0, 0, 39)]
+ODD = replace(VTD, name="odd", reserved_table=(0,) * 6, reserved_leaf=(1 << 14,) * 6)
+"""One reserved address bit that pages in the middle of a table have, and neither the first nor the last one."""
+FORMATS = [VTD, EPT, LONG_MODE, NESTED, vtd_format(3 << 34, 0x84, 45), vtd_format(0, 0, 39), ODD]
 
 
 def runs(found: TableScan) -> list[tuple[int, int, str, int]]:
@@ -105,6 +108,25 @@ def test_reserved_bits_between_a_good_first_and_a_good_last_entry_are_found() ->
     assert found.reserved == 2
     assert runs(found) == [(0, 5 * PAGE, "rw", 0), (5 * PAGE, 6 * PAGE, "-", 0), (6 * PAGE, 7 * PAGE, "rw", 0),
                            (7 * PAGE, 8 * PAGE, "-", 1 << 39), (8 * PAGE, MIB2, "rw", 0)]
+
+
+def test_tables_with_the_same_words_stay_apart() -> None:
+    words = np.arange(512, dtype=np.uint64) << np.uint64(12) | np.uint64(3)
+    check(dense([words] * 4, dict(enumerate(address | 3 for address in LEAVES))), VTD)
+
+
+def test_a_reserved_bit_of_pages_in_the_middle_only() -> None:
+    words = np.zeros(512, np.uint64)
+    words[:9] = np.arange(9, dtype=np.uint64) << np.uint64(12) | np.uint64(3)
+    memory = dense([words] * 4, {0: LEAVES[0] | 3})
+    check(memory, ODD)
+    assert scan(memory, ODD, ROOT, 2).reserved == 4
+
+
+def test_an_unreadable_table_beside_an_entry_that_looks_alike() -> None:
+    found = scan(memory_with({ROOT: {0: 0x4000_0003, 1: 0x3003}, 0x3000: {0: 0x4020_0000}}, SIZE), VTD, ROOT, 2)
+    assert [(r.start, r.end, r.offset) for r in found.unreadable] == [(0, MIB2, 0x4000_0000)]
+    assert runs(found) == [(MIB2, MIB2 + PAGE, "-", 0x4000_0000)]
 
 
 def test_many_tables_in_a_row_and_apart_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
