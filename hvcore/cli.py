@@ -64,10 +64,25 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("tables", type=Path, metavar="TABLES.npz")
     decode.add_argument("--root", required=True, type=_address, metavar="ADDR", help="host-physical address of a root table (RTADDR)")
     decode.add_argument("--json", action="store_true")
+    _add_translate(add("translate", _translate, "Says what a remapping unit makes of DMA requests under dumped tables."))
     machines = add("machines", _machines, "Lists the machines that come with hvlab.")
     machines.add_argument("--json", action="store_true")
     add("lab", _lab, "Opens the workbench in JupyterLab.")
     return parser
+
+
+def _add_translate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("tables", type=Path, metavar="TABLES.npz")
+    command.add_argument("--root", required=True, type=_address, metavar="ADDR", help="the root-table register RTADDR")
+    command.add_argument("--requests", required=True, type=Path, metavar="FILE.jsonl",
+                         help='a request a line: {"bdf": "00:02.0", "addr": 4096, "size": 8, "type": "read"}, or "write"')
+    command.add_argument("--cap", type=_address, metavar="X", help="the unit's CAP register (default: 3 and 4 levels, 48 bits, "
+                         "2 MiB and 1 GiB pages, zero-length reads)")
+    command.add_argument("--ecap", type=_address, metavar="X", help="its ECAP register (default: pass-through, SNP and TM allowed)")
+    command.add_argument("--haw", type=int, metavar="N", help="host address width in bits (default: CAP.MGAW's)")
+    command.add_argument("--ram", action="append", default=[], type=_range, metavar="START-END",
+                         help="RAM that reads as zero where the file holds no page, half-open, in whole pages; the rest is absent memory")
+    command.add_argument("--json", action="store_true", help="one JSON object a request; addresses are integers, ranges half-open")
 
 
 def _add_machine(command: argparse.ArgumentParser) -> None:
@@ -81,6 +96,17 @@ def _address(text: str) -> int:
         return int(text, 0)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no address like 0x78415000") from None
+
+
+def _range(text: str) -> tuple[int, int]:
+    start, dash, end = text.partition("-")
+    try:
+        run = int(start, 0), int(end, 0)
+    except ValueError:
+        run = 0, 0
+    if not dash or not 0 <= run[0] < run[1] <= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range like 0x100000-0x80000000")
+    return run
 
 
 def _booted(options: argparse.Namespace) -> "tuple[Machine, Run]":
@@ -124,6 +150,20 @@ def _decode(options: argparse.Namespace) -> None:
     from .inspect.dump import load_npz
     domains = decode(load_npz(options.tables), options.root)
     print(json.dumps({"domains": domains.to_json()}) if options.json else domains)
+
+
+def _translate(options: argparse.Namespace) -> None:
+    from .inspect.dump import load_npz
+    from .translate import GENERIC_CAP, GENERIC_ECAP, FilePages, FileUnit, answer_table, read_requests
+    cap = GENERIC_CAP if options.cap is None else options.cap
+    ecap = GENERIC_ECAP if options.ecap is None else options.ecap
+    unit = FileUnit(FilePages(load_npz(options.tables), options.ram), options.root, cap, ecap, options.haw)
+    answers = unit.answers(read_requests(options.requests))
+    if not options.json:
+        print(answer_table(list(answers)))
+        return
+    for answer in answers:
+        print(json.dumps(answer.to_json()))
 
 
 def _machines(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ A walk looks at tables only, never at caches, and changes nothing.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 from ...errors import Unreadable
 from ...spec.bits import bit
@@ -35,13 +36,24 @@ from ...spec.vtd import (
     ndoms,
     sagaw_levels,
 )
-from ..memory import Memory
 
-__all__ = ["Context", "Found", "Mapping", "Step", "Walk", "Walker"]
+__all__ = ["Context", "Found", "Mapping", "Step", "TableMemory", "Walk", "Walker"]
 
 _PAGE = 4096
 _NEEDS = {Direction.READ: R, Direction.WRITE: W}
 _DENIED = {R: FaultReason.READ_DENIED, W: FaultReason.WRITE_DENIED}
+
+
+class TableMemory(Protocol):
+    """Host-physical memory that tables are read from."""
+
+    def read(self, address: int, length: int, /) -> bytes:
+        """The bytes at an address; raises `Unreadable` where there is no memory."""
+        ...
+
+    def read64(self, address: int, /) -> int:
+        """The little-endian word at an address; raises `Unreadable` where there is no memory."""
+        ...
 
 
 class Found(Enum):
@@ -146,7 +158,7 @@ class Walk:
 class Walker:
     """Walks tables in `memory` as a unit with `cap` and `ecap` does on a platform of `haw` host address bits."""
 
-    def __init__(self, memory: Memory, cap: int, ecap: int, haw: int):
+    def __init__(self, memory: TableMemory, cap: int, ecap: int, haw: int):
         self.memory, self.cap, self.ecap, self.haw = memory, cap, ecap, haw
         self._beyond = ~(bit(haw) - 1) & bit(64) - 1
         self._leaf_levels = frozenset(leaf_levels(cap))
