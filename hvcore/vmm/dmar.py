@@ -102,14 +102,17 @@ def _first_hops(body: bytes, console: Console) -> frozenset[int] | None:
 
 def parse_by_the_book(memory: Memory, address: int, functions: list[Function], console: Console) -> list[Unit]:
     """Every DRHD of the table, with all functions of segment 0 its scopes cover: the named ones (an IOAPIC's function, too) and those
-    behind named bridges."""
+    behind named bridges.  A unit of another segment covers none of them, and the console says what that means."""
     try:
         table = dmar.parse(memory.read(address, min(memory.read32(address + 4), acpi.LONGEST)))
     except (BadTable, Unreadable) as e:
         console.print(f"(DMAR) {e}")
         return []
-    return [Unit(d.base, d.segment, d.include_all, frozenset(s for scope in d.scopes for s in _covered(scope, functions)))
-            for d in table.drhds]
+    for d in table.drhds:
+        if d.segment:
+            console.print(f"(DMAR) PCI segment {d.segment} is not looked at: DMA that the unit at {d.base:#x} sees is blocked")
+    return [Unit(d.base, d.segment, d.include_all and not d.segment,
+                 frozenset(s for scope in d.scopes if not d.segment for s in _covered(scope, functions))) for d in table.drhds]
 
 
 def _covered(scope: Scope, functions: list[Function]) -> list[int]:
