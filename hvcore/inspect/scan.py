@@ -67,21 +67,16 @@ class TableScan:
 
 @dataclass(slots=True)
 class _Level:
-    """The distinct tables of one level and, sorted by table, their items: segments of entries or child tables.
+    """The distinct tables of one level and their items by table: segments of entries or child tables.
 
-    `table` is the item's table number, `entry` its first entry, `length` its entries; `value` is a physical address, or for a child its
-    number in the next level.  `begin[t]:begin[t+1]` are the items of table t; `weight` counts the runs under each item.
+    A child's `value` is its table number in the next level.  `begin[t]:begin[t+1]` are the items of table t; `weight` counts the runs under
+    each item.
     """
 
     level: int
     addresses: U64
     readable: NDArray[np.bool_]
-    table: I64
-    entry: I64
-    length: I64
-    kind: U8
-    rights: U8
-    value: I64
+    items: Items
     begin: I64
     reserved: int
     weight: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -96,8 +91,7 @@ class _Level:
         """Takes out the items that are not wanted."""
         if not wanted.all():
             self.begin = np.append(np.zeros(1, np.int64), np.cumsum(self.per_table(wanted.astype(np.int64))))
-            for name in ("table", "entry", "length", "kind", "rights", "value", "weight"):
-                setattr(self, name, getattr(self, name)[wanted])
+            self.items, self.weight = self.items.chosen(wanted), self.weight[wanted]
 
 
 def scan(reader: MemoryReader, fmt: PagingFormat, root: int, levels: int, limit: int = LIMIT) -> TableScan:
@@ -119,8 +113,8 @@ def _read_tree(reader: MemoryReader, fmt: PagingFormat, root: int, levels: int, 
         here = _read_level(reader, fmt, addresses, level, pages, limit)
         pages -= int(here.readable.sum())
         tree.append(here)
-        child = here.kind == CHILD
-        addresses, here.value[child] = _distinct(here.value[child].astype(np.uint64))
+        child, value = here.items.kind == CHILD, here.items.value
+        addresses, value[child] = _distinct(value[child].astype(np.uint64))
     return tree
 
 
@@ -151,15 +145,15 @@ def _read_level(reader: MemoryReader, fmt: PagingFormat, addresses: U64, level: 
     parts.append(whole_tables(np.arange(done, len(addresses)), addresses, UNSCANNED))
     found = joined(parts).by_table()
     begin = np.cumsum(np.bincount(found.table + 1, minlength=len(addresses) + 1))
-    return _Level(level, addresses, readable, *found, begin, reserved)
+    return _Level(level, addresses, readable, found, begin, reserved)
 
 
 def _weigh(here: _Level, below: _Level | None) -> None:
     """Counts the runs under every item; a child table weighs what its own items weigh, and one without any is taken out."""
-    here.weight = np.ones(len(here.kind), np.int64)
+    here.weight = np.ones(len(here.items.kind), np.int64)
     if below is not None:
-        child = here.kind == CHILD
-        here.weight[child] = np.minimum(below.per_table(below.weight), _HEAVY)[here.value[child]]
+        child = here.items.kind == CHILD
+        here.weight[child] = np.minimum(below.per_table(below.weight), _HEAVY)[here.items.value[child]]
         here.keep(here.weight > 0)
 
 
@@ -230,11 +224,10 @@ def _place(fmt: PagingFormat, level: _Level, here: _Places) -> tuple[_Ranges, _P
     counts = level.begin[here.table + 1] - level.begin[here.table]
     at = np.repeat(np.arange(len(counts)), counts)
     item = (level.begin[here.table] - np.cumsum(counts) + counts)[at] + np.arange(len(at))
-    kind, value, span = level.kind[item], level.value[item], fmt.span(level.level)
-    start = here.base[at] + level.entry[item] * span
-    rights = level.rights[item] & here.rights[at]
-    child, mapped = kind == CHILD, (kind == LEAF) | (kind == WITHHELD)
-    ranges = _Ranges(start, start + level.length[item] * span, kind, rights, np.where(mapped, value - start, value))
+    _, entry, length, kind, rights, value = level.items.chosen(item)
+    span, child, mapped = fmt.span(level.level), kind == CHILD, (kind == LEAF) | (kind == WITHHELD)
+    start, rights = here.base[at] + entry * span, rights & here.rights[at]
+    ranges = _Ranges(start, start + length * span, kind, rights, np.where(mapped, value - start, value))
     return ranges.chosen(~child).merged(), _Places(value, start, rights).part(child)
 
 
@@ -267,12 +260,13 @@ def _leaves(fmt: PagingFormat, tree: list[_Level]) -> dict[str, int]:
     leaves = dict.fromkeys(SIZE_NAMES.values(), 0)
     uses = np.ones(1, np.int64)
     for i, here in enumerate(tree):
+        items = here.items
         if here.level in SIZE_NAMES:
-            count = np.where(here.kind == LEAF, here.length, 0)
+            count = np.where(items.kind == LEAF, items.length, 0)
             leaves[SIZE_NAMES[here.level]] = int((here.per_table(count) * uses).sum())
         if i + 1 < len(tree):
-            child = here.kind == CHILD
+            child = items.kind == CHILD
             below = np.zeros(len(tree[i + 1].addresses), np.int64)
-            np.add.at(below, here.value[child], uses[here.table[child]])
+            np.add.at(below, items.value[child], uses[items.table[child]])
             uses = below
     return leaves

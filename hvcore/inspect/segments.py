@@ -10,7 +10,7 @@ is then asked of the first word of each stretch only:
 What a stretch's first and last word cannot answer for the words between is cut into single entries first (`_doubtful`).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ _CARRY = np.uint64(ENTRIES - 1 << 12)
 
 
 class Items(NamedTuple):
-    """Items of some tables: table number, first entry, entries, kind, the rights they alone grant, physical address.
+    """Items of some tables: table number, first entry, number of entries, kind, the rights they alone grant, physical address.
 
     `value` is what a leaf maps, where a child table or an unreadable or unscanned table lies, what a withheld entry holds.
     """
@@ -48,8 +48,11 @@ class Items(NamedTuple):
         """The items by ascending table number, those of one table in their order."""
         if (self.table[1:] >= self.table[:-1]).all():
             return self
-        order = np.argsort(self.table, kind="stable")
-        return Items(self.table[order], self.entry[order], self.length[order], self.kind[order], self.rights[order], self.value[order])
+        return self.chosen(np.argsort(self.table, kind="stable"))
+
+    def chosen(self, index: NDArray[Any]) -> "Items":
+        """Those of a mask or of numbers."""
+        return Items(*(column[index] for column in self))
 
 
 def joined(parts: list[Items]) -> Items:
