@@ -6,6 +6,7 @@ Translation is on with an empty root table, so that every request faults with re
 from dataclasses import replace
 
 import pytest
+from qtest import Qtest
 
 from hvcore.machine.description import EcamDescription, MachineDescription, PciDescription, UnitDescription
 from hvcore.machine.pc import Pc
@@ -14,8 +15,6 @@ from hvcore.spec.dmar import Dmar, Drhd, build
 from hvcore.spec.e820 import E820Entry
 from hvcore.spec.pci import PortType, bdf, format_bdf
 from hvcore.spec.vtd import FRCD_HIGH, frcd_offset
-
-from qtest import Qtest
 
 BASE, ROOT, CAP, ECAP = 0xFED9_0000, 0x10_0000, 0xD2_008C_2226_0206, 0xF42
 GCMD, RTADDR, FSTS, TE, SRTP = 0x18, 0x20, 0x34, 1 << 31, 1 << 30

@@ -1,15 +1,18 @@
-"""Which unit covers which function: named scenarios, real tables, and random trees against a walk upwards."""
+"""Which unit covers which function, and under which requester id: named scenarios, real tables, random trees against walks upwards."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pci_bench import Bench
 
 from hvcore.machine.description import PciDescription
-from hvcore.machine.topology import Topology
+from hvcore.machine.topology import Enumerator, Topology
 from hvcore.spec.dmar import Dmar, Drhd, Scope, ScopeType, parse
-from hvcore.spec.pci import bdf, parse_bdf, split_bdf
+from hvcore.spec.pci import PortType, bdf, format_bdf, parse_bdf, split_bdf
 
 TABLES = sorted((Path(__file__).parents[1] / "data" / "acpi").glob("DMAR-*.dat"))
 
@@ -193,3 +196,87 @@ def test_random_trees_agree_with_a_walk_upwards(machine: tuple[list[PciDescripti
     topology = Topology(Dmar(39, 0, tuple(units)), tree)
     assert [topology.unit_index(0, f.source) for f in tree] == [covering(tree, units, f) for f in tree]
     assert topology.unresolved == ()
+
+
+def kinds(*bridges: tuple[str, int, PortType | None]) -> tuple[PciDescription, ...]:
+    """Bridges from the root bus on, each on the bus of the one before: function, bus behind, port type (None: conventional)."""
+    last = bridges[-1][1]
+    return tuple(replace(bridge(name, secondary, last), pcie=kind is not None, port_type=kind) for name, secondary, kind in bridges)
+
+
+ROOT_PORT, UP, DOWN, TO_PCI, TO_PCIE = (PortType.ROOT_PORT, PortType.UPSTREAM_PORT, PortType.DOWNSTREAM_PORT, PortType.PCIE_TO_PCI_BRIDGE,
+                                        PortType.PCI_TO_PCIE_BRIDGE)
+
+
+@pytest.mark.parametrize(("bridges", "seen"), [
+    ([("00:1c.0", 1, ROOT_PORT)], "01:05.2"),
+    ([("00:1c.0", 1, ROOT_PORT), ("01:00.0", 2, UP), ("02:03.0", 3, DOWN)], "03:05.2"),
+    ([("00:1e.0", 1, None)], "00:1e.0"),
+    ([("00:1c.0", 1, ROOT_PORT), ("01:00.0", 2, TO_PCI)], "02:00.0"),
+    ([("00:1c.0", 1, TO_PCI)], "01:00.0"),
+    ([("00:1c.0", 1, ROOT_PORT), ("01:00.0", 2, TO_PCI), ("02:07.0", 3, None)], "02:00.0"),
+    ([("00:1e.0", 1, None), ("01:02.0", 2, None), ("02:03.0", 3, None)], "00:1e.0"),
+    ([("00:1e.0", 1, None), ("01:02.0", 2, TO_PCIE), ("02:00.0", 3, UP), ("03:00.0", 4, DOWN)], "00:1e.0"),
+    ([("00:1c.0", 1, ROOT_PORT), ("01:00.0", 2, None)], "01:00.0"),
+])
+def test_the_topmost_bridge_that_is_no_port_decides_the_requester_id(bridges: list[tuple[str, int, PortType | None]], seen: str) -> None:
+    device = PciDescription(bdf(bridges[-1][1], 5, 2), 0x8086, 1, 0x020000, pcie=False)
+    tree = (*kinds(*bridges), device)
+    topology = Topology(Dmar(39, 0, (REST,)), tree)
+    assert format_bdf(topology.requester(0, device.source)) == seen
+    assert set(topology.requesters(0)) == {f.source for f in tree} | {parse_bdf(seen)[1]}
+
+
+@pytest.mark.parametrize(("vendor", "device", "seen"), [
+    (0x1B21, 0x1080, "02:00.0"), (0x8086, 0x244E, "02:00.0"), (0x1B21, 0x1081, "01:00.0")])
+def test_known_bridges_are_pcie_to_pci_though_they_do_not_say_so(vendor: int, device: int, seen: str) -> None:
+    port, behind = kinds(("00:1c.0", 1, ROOT_PORT), ("01:00.0", 2, None))
+    topology = Topology(None, (port, replace(behind, vendor=vendor, device_id=device)))
+    assert format_bdf(topology.requester(0, bdf(2, 9, 0))) == seen
+    on_root = replace(kinds(("00:1e.0", 1, None))[0], vendor=vendor, device_id=device)
+    assert format_bdf(Topology(None, (on_root,)).requester(0, bdf(1, 9, 0))) == "00:1e.0"
+
+
+def test_the_unit_is_the_one_of_the_id_that_it_sees() -> None:
+    bridges = kinds(("00:1c.0", 1, ROOT_PORT), ("01:00.0", 2, TO_PCI))
+    device, sibling = function("02:05.0"), function("02:00.0")
+    own, alias = drhd(scope(ENDPOINT, 0, (0x1C, 0), (0, 0), (5, 0))), drhd(scope(ENDPOINT, 0, (0x1C, 0), (0, 0), (0, 0)))
+    topology = Topology(Dmar(39, 0, (own, alias, REST)), (*bridges, device, sibling))
+    assert [f.source for f in topology.covered(0)] == []
+    assert [f.source for f in topology.covered(1)] == [device.source, sibling.source]
+    assert topology.requesters(1) == (device.source, sibling.source)
+    by_bridge = Topology(Dmar(39, 0, (drhd(scope(BRIDGE, 0, (0x1C, 0), (0, 0))), REST)), (*bridges, device))
+    assert by_bridge.requesters(0) == (bdf(1, 0, 0), device.source, bdf(2, 0, 0))
+
+
+def test_enumerators_are_kept_with_what_their_paths_lead_to() -> None:
+    apic, hpet = Scope(ScopeType.IOAPIC, 8, 0xF0, ((0x1F, 7),)), Scope(ScopeType.HPET, 0, 0, ((0x1C, 0), (0, 0)))
+    lost = Scope(ScopeType.NAMESPACE, 3, 0, ((0x10, 0), (1, 0)))
+    topology = over(drhd(scope(ENDPOINT, 0, (2, 0)), apic), drhd(hpet, lost, include_all=True))
+    assert topology.enumerators == (Enumerator(0, apic, 0, bdf(0xF0, 0x1F, 7)), Enumerator(1, hpet, 0, bdf(1, 0, 0)),
+                                    Enumerator(1, lost, 0, None))
+
+
+def dma_aliases(tree: Sequence[PciDescription], types: dict[int, PortType | None], source: int) -> list[int]:
+    """The ids of Linux's pci_for_each_dma_alias in its order: the function's, then one for each bridge above that is no port."""
+    found, bus = [source], source >> 8
+    while bus:
+        above = next(b for b in tree if b.secondary == bus)
+        if types[above.source] is TO_PCI:
+            found.append(above.secondary << 8)
+        elif types[above.source] not in (ROOT_PORT, UP, DOWN):
+            found.append(above.source)
+        bus = above.source >> 8
+    return found
+
+
+@given(machines(), st.data())
+def test_random_bridges_agree_with_linux(machine: tuple[list[PciDescription], list[Drhd]], data: st.DataObject) -> None:
+    """In a description with the kinds told, and in the machine built of it, by its configuration space."""
+    choice = st.sampled_from([ROOT_PORT, UP, DOWN, TO_PCI, TO_PCIE, None])
+    types = {f.source: data.draw(choice) for f in machine[0] if f.secondary}
+    tree = [replace(f, pcie=types[f.source] is not None, port_type=types[f.source]) if f.secondary else f for f in machine[0]]
+    topology, root = Topology(None, tree), Bench(tuple(tree)).root
+    last = {f.source: dma_aliases(tree, types, f.source)[-1] for f in tree}
+    assert {f.source: topology.requester(0, f.source) for f in tree} == last
+    assert {f.description.source: f.port.source for f in root.functions.values()} == last
