@@ -34,6 +34,7 @@ GENERIC_ECAP = ECAP.make(C=1, QI=1, DT=1, PT=1, SC=1)
 LARGEST = 1 << 30
 """Bytes of one request."""
 
+_OFFSET = np.uint64(PAGE - 1)
 _NOWHERE = np.uint64(1)
 """The address of no page."""
 _LARGEST_FILE = 4 << 30
@@ -244,50 +245,68 @@ class FileUnit:
         pages = np.cumsum(_pages(asked))
         cuts = np.flatnonzero(np.diff(pages // _AT_ONCE, prepend=0)).tolist()
         for start, end in zip([0, *cuts], [*cuts, len(asked)], strict=True):
-            yield from self._answers(asked.part(slice(start, end)))
-
-    def _answers(self, asked: Asked) -> Iterator[Answer]:
-        count = _pages(asked)
-        first = np.cumsum(count) - count
-        of = np.repeat(np.arange(len(asked)), count)
-        done = np.arange(len(of)) - first[of]
-        offset = asked.iova & np.uint64(PAGE - 1)
-        skip = np.where(done > 0, done * PAGE - offset[of].astype(np.int64), 0)
-        iova = asked.iova[of] + skip.astype(np.uint64)
-        # A request that is cut at pages is no interrupt message, whatever the size of its pieces.
-        length = np.where(count > 1, PAGE, asked.size)[of]
-        pieces = Requests(asked.source[of], iova, asked.write[of], length, iova.shape)
-        size = np.minimum(PAGE - (iova & np.uint64(PAGE - 1)).astype(np.int64), asked.size[of] - skip)
-        return _merged(asked, first, of, self._batch.translate(pieces), size)
+            if start < end:
+                part = asked.part(slice(start, end))
+                pieces = _Pieces.of_requests(part)
+                yield from _answers(part, pieces, self._batch.translate(pieces.requests))
 
 
 def _pages(asked: Asked) -> I64:
     """How many 4 KiB pages each request touches; one of no bytes touches one."""
-    offset = (asked.iova & np.uint64(PAGE - 1)).astype(np.int64)
+    offset = (asked.iova & _OFFSET).astype(np.int64)
     return (offset + np.maximum(asked.size, 1) + PAGE - 1) // PAGE
 
 
-def _merged(asked: Asked, first: I64, of: I64, found: Translations, size: I64) -> Iterator[Answer]:
-    """Answers from those of the pages: `of` is the request of each, `size` its bytes, `first` each request's first page."""
-    start = found.address
-    joined = np.zeros(len(of), np.bool_)
-    joined[1:] = (of[1:] == of[:-1]) & (start[1:] == start[:-1] + size[:-1].astype(np.uint64))
-    run = np.flatnonzero(~joined)
-    failed = np.flatnonzero(~found.ok)
-    bad = dict(zip(of[failed][::-1].tolist(), failed[::-1].tolist(), strict=True))
-    runs = list(zip(start[run].tolist(), np.add.reduceat(size, run).tolist() if len(run) else [], strict=True))
-    begin = np.searchsorted(run, first).tolist()
-    texts = [how.text for how in How]
-    rows = zip(asked.source.tolist(), asked.iova.tolist(), asked.size.tolist(), asked.write.tolist(), found.how[first].tolist(),
-               found.page_size[first].tolist(), begin, [*begin[1:], len(run)], strict=True)
-    for i, (source, iova, length, write, how, page_size, low, high) in enumerate(rows):
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """Requests cut at 4 KiB pages: the pieces, the request `of` each and its bytes `size`; `first` is each request's first piece."""
+
+    requests: Requests
+    of: I64
+    size: I64
+    first: I64
+
+    @staticmethod
+    def of_requests(asked: Asked) -> "_Pieces":
+        """A request that is cut is no interrupt message, whatever the size of its pieces: each is asked for as a whole page."""
+        count = _pages(asked)
+        first = np.cumsum(count) - count
+        of = np.repeat(np.arange(len(asked)), count)
+        number = np.arange(len(of)) - first[of]
+        skip = np.where(number > 0, number * PAGE - (asked.iova & _OFFSET).astype(np.int64)[of], 0)
+        iova = asked.iova[of] + skip.astype(np.uint64)
+        requests = Requests(asked.source[of], iova, asked.write[of], np.where(count > 1, PAGE, asked.size)[of], iova.shape)
+        return _Pieces(requests, of, np.minimum(PAGE - (iova & _OFFSET).astype(np.int64), asked.size[of] - skip), first)
+
+    def runs(self, found: Translations) -> tuple[list[tuple[int, int]], list[int]]:
+        """Ranges of pieces that touch, and where those of each request begin among them; the last is where they end."""
+        end = found.address + self.size.astype(np.uint64)
+        joined = (self.of[1:] == self.of[:-1]) & (found.address[1:] == end[:-1])
+        run = np.flatnonzero(np.append(True, ~joined))
+        starts, sizes = found.address[run].tolist(), np.add.reduceat(self.size, run).tolist()
+        begin = np.searchsorted(run, self.first).tolist()
+        return [(start, start + size) for start, size in zip(starts, sizes, strict=True)], [*begin, len(run)]
+
+    def refused(self, found: Translations) -> dict[int, int]:
+        """The first refused piece of each request that has one."""
+        failed = np.flatnonzero(~found.ok)[::-1]
+        return dict(zip(self.of[failed].tolist(), failed.tolist(), strict=True))
+
+
+def _answers(asked: Asked, pieces: _Pieces, found: Translations) -> Iterator[Answer]:
+    """The answers to requests from those to their pieces."""
+    runs, begin = pieces.runs(found)
+    refused, texts = pieces.refused(found), [how.text for how in How]
+    rows = zip(asked.source.tolist(), asked.iova.tolist(), asked.size.tolist(), asked.write.tolist(), found.how[pieces.first].tolist(),
+               found.page_size[pieces.first].tolist(), strict=True)
+    for i, (source, iova, size, write, how, page_size) in enumerate(rows):
         access = "write" if write else "read"
-        if i in bad:
-            at = bad[i]
-            yield Answer(source, iova, length, access, How.BLOCKED.text, (), PAGE, int(found.reason[at]), int(found.iova[at]) & -PAGE)
+        at = refused.get(i)
+        if at is None:
+            yield Answer(source, iova, size, access, texts[how], tuple(runs[begin[i]:begin[i + 1]]), page_size, 0, None)
         else:
-            phys = tuple((address, address + total) for address, total in runs[low:high])
-            yield Answer(source, iova, length, access, texts[how], phys, page_size, 0, None)
+            page = int(pieces.requests.iova[at]) & -PAGE
+            yield Answer(source, iova, size, access, How.BLOCKED.text, (), PAGE, int(found.reason[at]), page)
 
 
 def answer_table(answers: Sequence[Answer]) -> str:
