@@ -1,1 +1,5 @@
 """Pure readers: everything shown of a machine is read from its memory and registers, and comes as records that display themselves."""
+
+from .permissions import permissions
+
+__all__ = ["permissions"]

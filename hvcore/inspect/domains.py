@@ -85,6 +85,7 @@ class Domain(Record):
     pages; `leaves` leaf entries that hold an address, by size; `runs` by IOVA.  `unreadable` are IOVA ranges whose tables cannot be
     read; `reserved` counts entries refused for reserved bits; `quiet` are devices with FPD; `problem` is why the unit refuses every
     request, or why the tables were not scanned (None: neither).  Where `truncated`, more runs follow that were not kept.
+    `input_bits` is the width of its address space: what the context's AW and the unit's MGAW both allow.
     """
 
     unit: int | None
@@ -103,6 +104,7 @@ class Domain(Record):
     quiet: tuple[int, ...] = ()
     problem: str | None = None
     tables: U64 = field(default_factory=lambda: _NO_TABLES, compare=False)
+    input_bits: int = 64
 
     title = "Domains"
     legend = "unit: register base; root: second-level table, host-physical; mapped: bytes that some access reaches"
@@ -270,8 +272,8 @@ def _domain(group: list[Context], unit: Unit | None, scanner: _Scanner) -> Domai
     """One domain from the context entries that share it."""
     c, problem = group[0], group[0].problem
     runs, found = _NO_RUNS, None
+    bits = vtd.input_bits(unit.cap, c.levels - 2) if unit else vtd.aw_bits(c.levels - 2)
     if problem is None and c.translation == PASS_THROUGH:
-        bits = vtd.input_bits(unit.cap, c.levels - 2) if unit else 12 + 9 * c.levels
         runs = Runs.of([(0, 1 << min(bits, 63), "rw", 0)])
     elif problem is None and c.levels > MAX_LEVELS:
         problem = f"not scanned: tables of {c.levels} levels are beyond the {MAX_LEVELS} that are read as a whole"
@@ -283,4 +285,4 @@ def _domain(group: list[Context], unit: Unit | None, scanner: _Scanner) -> Domai
         found.table_pages if found else 0, dict(found.leaves if found else _NO_LEAVES),
         found.runs if found else runs, found.unreadable if found else _NO_RUNS, unit.segment if unit else 0,
         found.reserved if found else 0, found.truncated if found else False, tuple(x.source for x in group if x.fpd), problem,
-        found.tables if found else _NO_TABLES)
+        found.tables if found else _NO_TABLES, bits)

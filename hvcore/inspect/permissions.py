@@ -1,4 +1,4 @@
-"""The permission runs of all domains in one table."""
+"""The permission runs of a domain, and those of all domains in one table."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING, Any
 from . import format as show
 from .domains import Domain
 from .records import Column, Record, Records
-from .runs import Run
+from .runs import Run, Runs
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Permission", "Permissions"]
+__all__ = ["Permission", "Permissions", "permissions"]
+
+
+def permissions(domain: Domain) -> Runs:
+    """What the domain's devices may reach, by IOVA, over its whole address space [0, 2**input_bits).
+
+    Runs of the tables that lie beyond that width are left out, since no request gets there.  What is in no run grants nothing; the note
+    says what is not known.  In `vtd.INTERRUPT_RANGE` nothing is translated, whatever the tables hold.  For many addresses at once:
+    `permissions(domain).rights_at(addresses)`.
+    """
+    runs = domain.runs.below(1 << domain.input_bits)
+    return Runs(runs.start, runs.end, runs.rights, runs.offset, runs.letters, note=domain.remark or "")
 
 
 def _of_run(value: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from . import format as show
 from .records import Column, Record, Records
@@ -92,6 +92,22 @@ class Runs(Records[Run]):
         """The run that holds `address`."""
         i = int(np.searchsorted(self.start, np.uint64(address), "right")) - 1
         return self[i] if i >= 0 and address < int(self.end[i]) else None
+
+    def rights_at(self, addresses: ArrayLike) -> NDArray[np.str_]:
+        """The rights at many addresses of the walked space, as the runs have them (`rw`, `r`, ...); `-` where there is no run."""
+        wanted = np.asarray(addresses, np.uint64)
+        i = np.searchsorted(self.start, wanted, "right").astype(np.int64)
+        number = np.append(np.uint8(len(self.letters)), self.rights)[i]
+        beyond = wanted >= np.append(np.uint64(0), self.end)[i]
+        return np.array([*self.letters, "-"])[np.where(beyond, len(self.letters), number)]
+
+    def below(self, end: int) -> "Runs":
+        """What of the runs lies below address `end`."""
+        if not len(self) or end >= int(self.end[-1]):
+            return self
+        count = int(np.searchsorted(self.start, np.uint64(end)))
+        ends = np.minimum(self.end[:count], np.uint64(end))
+        return Runs(self.start[:count], ends, self.rights[:count], self.offset[:count], self.letters, self.note)
 
     def reaching(self, host: int) -> Iterator[tuple[int, Run]]:
         """Each address that is mapped to host-physical `host`, with its run; `-` runs are not mappings."""
