@@ -92,12 +92,12 @@ class Interrupt:
 
     @property
     def message(self) -> tuple[int, int]:
-        """Address and data as they go on to the APICs, in compatibility format; as they were where nothing was remapped."""
+        """Address and data as they go on to the APICs, in compatibility format and asserted; as they were where nothing was remapped."""
         if self.index is None:
             return self.address, self.data
         high, low = self.destination >> 8, self.destination & 0xFF
         address = MSI_ADDRESS.make(HEAD=0xFEE, DST_HIGH=high, DST=low, RH=int(self.redirectable), DM=int(self.logical))
-        return address, MSI_DATA.make(V=self.vector, DLM=self.delivery, LEVEL=int(self.level), TM=int(self.level))
+        return address, MSI_DATA.make(V=self.vector, DLM=self.delivery, LEVEL=1, TM=int(self.level))
 
 
 def as_written(source: int, address: int, data: int) -> Interrupt:

@@ -128,7 +128,7 @@ class InterruptRemapper:
             return self._refuse(request, FaultReason.IR_REQUEST_RESERVED)
         if index >= table_entries(self.table):
             return self._refuse(request, FaultReason.IR_INDEX_BEYOND_TABLE, index)
-        entry = self.cache.entries.get(index) or self._fetch(index)
+        entry = self.cache.entries.get(index) or self.fetch(index)
         if entry is None:
             return self._refuse(request, FaultReason.IR_TABLE_UNREACHABLE, index)
         if entry.reason is None and IRTE_LOW.get(entry.low, "IM"):
@@ -138,19 +138,19 @@ class InterruptRemapper:
             return self._refuse(request, reason, index, bool(IRTE_LOW.get(entry.low, "FPD")))
         return by_entry(request.source, request.iova, data, index, entry.low, self._eime)
 
-    def _fetch(self, index: int) -> InterruptEntry | None:
+    def fetch(self, index: int) -> InterruptEntry | None:
         """An entry from the table, None where no memory is; remembered if messages can get through it, or in caching mode."""
         try:
             raw = self.memory.read(align_down(self.table, 4096) + IRTE * index, IRTE)
         except Unreadable:
             return None
         low, high = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
-        entry = InterruptEntry(index, low, high, self._judge(low, high))
+        entry = InterruptEntry(index, low, high, self.judge(low, high))
         if not self._ideal and (entry.reason is None or self._caching_mode):
             self.cache.insert(entry)
         return entry
 
-    def _judge(self, low: int, high: int) -> FaultReason | None:
+    def judge(self, low: int, high: int) -> FaultReason | None:
         """Why no message gets through an entry.  Of a posted one only P is looked at: its other fields lie elsewhere."""
         if not low & 1:
             return FaultReason.IR_NOT_PRESENT
