@@ -13,7 +13,7 @@ PROGRAMS := gcc:gcc ld:binutils qemu-system-x86_64:qemu-system-x86 iasl:acpica-t
 APT_GET  := DEBIAN_FRONTEND=noninteractive apt-get -q -y
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup tools lab test lint images bench report lock clean distclean
+.PHONY: help setup tools lab test lint images bench fuzz report lock clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make test     ruff, mypy and every test'
 	@echo 'make report   the workbench notebook, executed without a screen, as build/report.html'
 	@echo 'make bench    speed beside plain C and beside `import pandas`'
+	@echo 'make fuzz     parsers, readers and devices under random input; `make fuzz MINUTES=60` for an hour'
 	@echo 'make images   builds the lab guest with gcc'
 	@echo 'make lint     ruff and mypy only'
 	@echo 'make setup    the environment only ($(VENV), exactly the versions of requirements.lock)'
@@ -66,6 +67,10 @@ images:
 
 bench: $(STAMP)
 	$(BIN)/python -m bench
+
+MINUTES := 10
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 # No script of another host in the page, and the widgets' static form: the file can be kept and opened anywhere.
 report: $(STAMP)

@@ -109,7 +109,7 @@ def _look(r: Random, noise: Noise, domains: Records[Domain], unit: RemappingUnit
     entries = unpack(junk(r, 100)[:r.randrange(5) * 20].ljust(20, b"\1")[:20])
     maps = E820Map(entries, [E820Entry(0, noise.memory.end, 1)])
     _show([maps])
-    for address in (0, noise.root, noise.memory.end, number(r, 64), (1 << 64) - 1):
+    for address in r.sample((0, noise.root, noise.memory.end, number(r, 64), (1 << 64) - 1), 2):
         lens = look(noise.memory, address, maps, domains, [("part", 0, 4096)], r.choice((None, *noise.pages)), read_units([unit]))
         _show([lens])
         for fmt in (paging.VTD, paging.NESTED, paging.EPT, paging.LONG_MODE):

@@ -108,7 +108,7 @@ _ODD = ("\0", "\r", "\x0b", "\x85", "\u2028", "\ufeff", "\u0663", "²", "\U0001f
 
 def _spoil_number(r: Random, text: str) -> str:
     """Another number in the place of one, in the same base."""
-    found = list(_NUMBER.finditer(text))
+    found = [m for m in _NUMBER.finditer(text) if len(m[0]) <= 24]
     if not found:
         return text
     m = r.choice(found)

@@ -61,7 +61,7 @@ class Noise:
             if often(self.r, 0.07):
                 self.memory.u64(page, 512)[:] = np.resize(np.array([self.entry() for _ in range(self.r.randint(1, 4))], np.uint64), 512)
             for index in (0, 1, 2, 511, self.r.randrange(512)):
-                if often(self.r, 0.7):
+                if often(self.r, 0.85):
                     self.memory.write64(page + 8 * index, self.entry())
 
     def context(self, source: int) -> None:
@@ -91,8 +91,8 @@ class Noise:
         kind = r.randrange(10)
         if kind == 0:
             return r.choice((0, bit(64) - 1, 1, 2, 3, number(r, 64)))
-        extra = r.choice((0, 0, 0, 0, 0x80, 0x80, 0x83, bit(11), bit(62), bit(r.randrange(52, 64)), 0x7C))
-        return self.address() | r.choice((3, 3, 3, 1, 2, 0)) | extra
+        extra = r.choice((*(0,) * 12, 0x80, 0x80, 0x83, bit(11), bit(62), bit(r.randrange(52, 64)), 0x7C))
+        return self.address() | r.choice((*(3,) * 8, 1, 2, 0)) | extra
 
     def poke(self) -> None:
         """Changes one entry of a table."""
@@ -102,7 +102,8 @@ class Noise:
     def iova(self) -> int:
         """An address that leads far down the tables in most cases."""
         r = self.r
-        index = sum(r.choice((0, 1, 2, 511, r.randrange(512))) << shift for shift in r.choice(((12, 21, 30), (12, 21), (12, 21, 30, 39))))
+        shifts = r.choice(((12, 21, 30), (12, 21), (12, 21, 30, 39)))
+        index = sum((r.choice((0, 1, 2, 511)) if often(r, 0.95) else r.randrange(512)) << shift for shift in shifts)
         return r.choice((index, index, index, index + r.randrange(PAGE), 0xFEE0_0000 + r.randrange(1 << 20), number(r, 64)))
 
     def request(self, lengths: Sequence[int] = (0, 1, 4, 8, 64, 4096)) -> DmaRequest:

@@ -1,0 +1,100 @@
+"""What fuzzing found, each as the smallest case that showed it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hvcore import Config
+from hvcore.errors import BadConfig, BadMachine, Unreadable, quoted
+from hvcore.inspect.diff import diff_e820
+from hvcore.inspect.domains import read_domains
+from hvcore.inspect.dump import PageStore
+from hvcore.inspect.e820 import E820Map
+from hvcore.machine.bus import Bus
+from hvcore.machine.description import UnitDescription
+from hvcore.machine.memory import Memory
+from hvcore.machine.vtd import RemappingUnit
+from hvcore.sources import load
+from hvcore.spec.dmar import Dmar, Drhd, build
+from hvcore.spec.e820 import E820Entry
+from hvcore.spec.vtd import CAP, CONTEXT_HIGH, context_entry
+from hvcore.vmm.config import parse_settings
+from hvcore.vmm.dmar import parse_dmar_bios_report
+from hvcore.vmm.platform import Console
+
+HUGE = 10**5000
+
+
+def test_a_drhd_that_the_tables_end_cuts_ends_the_list() -> None:
+    table = bytearray(build(Dmar(39, 0, (Drhd(1, 0, 0, 0xFED90000), Drhd(0, 0, 0, 0xFED91000)))))
+    table[4:8] = (len(table) - 2).to_bytes(4, "little")
+    memory = Memory([(0, 1 << 20)])
+    memory.write(0x1000, bytes(table))
+    assert [u.base for u in parse_dmar_bios_report(memory, 0x1000, Console(Bus(memory)))] == [0xFED90000]
+
+
+@pytest.mark.parametrize("options", [
+    {"QUIRKS": [["AGAW_FROM_LAST_UNIT"]]}, {"QUIRKS": [5, "A"]}, {"QUIRKS": HUGE}, {"VMM_SIZE_MIB": HUGE}, {"VMM_SIZE_MIB": "9" * 5000},
+    {"VTD_TRANS": HUGE}, {"PROFILE": HUGE}, {"IOMMU_MAP_END": "9" * 5000}, {"X" * 5000: 1}], ids=lambda o: next(iter(o))[:16])
+def test_options_of_any_kind_are_refused_in_a_short_sentence(options: dict[str, object]) -> None:
+    with pytest.raises(BadConfig) as told:
+        Config().change(**options)
+    assert len(str(told.value)) < 400
+    with pytest.raises(BadConfig):
+        Config(**parse_settings([f"VMM_SIZE_MIB={'9' * 5000}"]))  # type: ignore[arg-type]
+
+
+def test_a_value_is_quoted_as_far_as_it_is_short() -> None:
+    loop: list[object] = []
+    loop.append(loop)
+    assert [quoted(v) for v in ("a\nb", 5, HUGE, loop)] == ["'a\\nb'", "5", "a int too long to be written", "[[...]]"]
+    assert quoted("x" * 100) == "'" + "x" * 79 + "..."
+
+
+@pytest.mark.parametrize("text", [
+    f"ram = {'[' * 3000}", f"ram = {'9' * 5000}", f"ram = 0x{'f' * 5000}", f'ram = "{"9" * 5000}"', f'"{"k" * 5000}" = 1',
+    f'ram = "1 GiB"\n[[pci]]\nat = "{"1.1" * 5000}"\nid = "1:1"\nclass = 1'])
+def test_toml_that_is_too_deep_or_too_long(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "m.toml"
+    path.write_text(text)
+    with pytest.raises(BadMachine) as told:
+        load(path)
+    assert str(told.value).startswith(f"{path}: ") and len(str(told.value)) < 700
+
+
+def _unit(cap: int, aw: int, tt: int) -> tuple[Memory, RemappingUnit]:
+    """A unit with one context, of bus 0, function 0."""
+    memory = Memory([(0, 1 << 20)])
+    memory.write64(0x1000, 0x2000 | 1)
+    low, high = context_entry(0x3000, aw, 7, tt)
+    memory.write64(0x2000, low)
+    memory.write64(0x2008, high)
+    unit = RemappingUnit(UnitDescription(0xFED90000, cap, 0xF42), memory, 39)
+    unit.mmio_write(0x20, 8, 0x1000)
+    unit.mmio_write(0x18, 4, 1 << 30)
+    return memory, unit
+
+
+@pytest.mark.parametrize(("tt", "remark"), [(0, "not scanned: tables of 6 levels"), (2, None)])
+def test_contexts_of_64_bit_addresses(tt: int, remark: str | None) -> None:
+    cap = CAP["SAGAW"].put(CAP["MGAW"].put(0xD2008C222F0606, 63), 0b10110)
+    memory, unit = _unit(cap, 4, tt)
+    domain, = read_domains(memory, [unit], 39)
+    assert CONTEXT_HIGH.get(domain.did << 8, "DID") == 7 and domain.levels == 6
+    assert (domain.remark or "").startswith(remark or "") and [r.end for r in domain.runs] == ([] if remark else [1 << 63])
+
+
+def test_an_e820_entry_beyond_64_bits_is_compared() -> None:
+    entry = E820Entry((1 << 64) - 0x1000, (1 << 64) + 0x1000, 1)
+    change, = diff_e820(E820Map([entry]), E820Map([E820Entry(0x1000, 0x1000, 1)]))
+    assert (change.start, change.end, change.left, change.right) == (entry.start, (1 << 64) - 1, "usable", None)
+
+
+def test_the_last_page_of_64_bits_in_a_file() -> None:
+    last = (1 << 64) - 0x1000
+    store = PageStore(np.array([0, last], np.uint64), np.arange(1024, dtype=np.uint64).reshape(2, 512))
+    assert store.read(last, 8) == (512).to_bytes(8, "little") and store.read((1 << 64) - 8, 8) == (1023).to_bytes(8, "little")
+    for address in (last - 8, (1 << 64) - 4):
+        with pytest.raises(Unreadable):
+            store.read(address, 16)
