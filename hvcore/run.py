@@ -5,6 +5,7 @@ While it is the machine's current run everything is read anew at each look; when
 
 import html
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -58,9 +59,15 @@ class Bench(Protocol):
     def pc(self) -> Pc: ...
     @property
     def ended(self) -> outcome.Ending | None: ...
+    @property
+    def unfinished(self) -> outcome.Ending | None: ...
 
     def send(self, text: str) -> str:
         """Input for the guest; what it printed meanwhile."""
+        ...
+
+    def still(self) -> AbstractContextManager[None]:
+        """The machine stands still inside."""
         ...
 
 
@@ -123,7 +130,13 @@ class Run:
     # --- reading
 
     def _read(self, name: str, read: Callable[[], T]) -> T:
-        return read() if self._kept is None else self._kept[name]
+        """A part as it is now, with the machine held still for it; as it was kept, once it was."""
+        if self._kept is None:
+            with self._machine.still():
+                if self._kept is None:
+                    return read()
+        kept: T = self._kept[name]
+        return kept
 
     @property
     def live(self) -> bool:
@@ -142,11 +155,12 @@ class Run:
 
     def _ending(self) -> outcome.Ending:
         faults = self.faults
-        return self._machine.ended or outcome.of_console(self.console.guest, _sentence(faults[0]) if faults else None)
+        told = self._machine.ended or self._machine.unfinished
+        return told or outcome.of_console(self.console.guest, _sentence(faults[0]) if faults else None)
 
     @property
     def outcome(self) -> str:
-        """`up`, `disk-lost`, `guest-crash`, `vmm-panic` or `vmm-taken-over`."""
+        """`up`, `disk-lost`, `guest-crash`, `vmm-panic` or `vmm-taken-over`; `running` or `stopped` before it has come to that."""
         return self.ending.outcome
 
     @property

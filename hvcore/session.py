@@ -1,4 +1,4 @@
-"""A machine that boots: `Machine.load`, `boot`, `reboot`, and the `Run` each gives.
+"""A machine that boots: `Machine.load`, `boot`, `reboot`, and the `Run` each gives; `stop`, `resume` and `step` while one runs.
 
     m = Machine.load("q35-6g")
     run = m.boot(Config(VTD_TRANS=True))
@@ -6,19 +6,23 @@
     run2 = m.reboot(VTD_TRANS=False)
 """
 
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import outcome
+from . import outcome, stepping
+from .engine import Abandoned, Engine
 from .errors import BadConfig, BadMachine, HvlabError, Unreadable
-from .inspect.records import html_table
+from .inspect.records import Records, html_table
+from .inspect.steps import ExitStep, Registers, Step
 from .machine.cpu import StopKind
 from .machine.description import MachineDescription
 from .machine.pc import Pc
+from .phases import Phases, doing
 from .run import Run
 from .sources import images_dir, load
 from .spec.linuxboot import Elf, load_elf
@@ -32,25 +36,9 @@ __all__ = ["Machine", "command_line", "lab_guest"]
 
 COMMAND_LINE = "console=ttyS0,115200"
 WALL_LIMIT = 60.0
-"""Seconds of wall time after which a guest that never waits is given up."""
-
-
-@dataclass
-class _Phases:
-    """Times what happens between calls, in seconds, and passes each phase on."""
-
-    tell: Callable[[str], None]
-    seconds: dict[str, float] = field(default_factory=dict)
-    _name: str = ""
-    _since: float = 0.0
-
-    def __call__(self, name: str) -> None:
-        now = time.perf_counter()
-        if self._name:
-            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
-        self._name, self._since = name, now
-        if name:
-            self.tell(name)
+"""Seconds of wall time after which a guest that never waits is given up, where nobody says otherwise."""
+TICK = 0.05
+"""Seconds between two looks at a machine that works."""
 
 
 class Machine:
@@ -66,7 +54,14 @@ class Machine:
         self.exits: Exits | None = None
         self._ended: outcome.Ending | None = None
         self._boots = 0
+        self._phase: str | None = None
+        self._up = self._to_exit = False
+        self._exit: ExitStep | None = None
+        self._halt_steps = threading.Event()
+        self._guest: Elf | None = None
+        self._progress: Callable[[str], None] = _silent
         self._pc = Pc(description, public_only)
+        self._engine = Engine(self._hurry)
 
     @classmethod
     def load(cls, what: str | Path) -> "Machine":
@@ -95,44 +90,86 @@ class Machine:
 
     # --- booting
 
-    def boot(self, config: Config | None = None, progress: Callable[[str], None] | None = None, guest: Elf | None = None) -> Run:
-        """Power on, core, guest, until the guest waits for input or something ends.  The run before is frozen as it stood.
+    def boot(self, config: Config | None = None, progress: Callable[[str], None] | None = None, guest: Elf | None = None, *,
+             limit: float | None = None, tick: Callable[[], None] | None = None) -> Run:
+        """Power on, core, guest, until the guest waits for input or something ends or stops it.  The run before is kept as it stood.
 
-        `progress` is told each phase.  Raises BadMachine where the machine cannot hold the guest at all, BadConfig for what is no Config.
+        `progress` is told each phase, `tick` is called every 50 ms, both on this thread.  After `limit` seconds of wall time (60 if None,
+        `math.inf` for never) the guest is given up.  Ctrl-C, or whatever `progress` raises, stops the machine, and it can go on.
+        Raises BadMachine where the machine cannot hold the guest at all, BadConfig for what is no Config.
         """
         config = Config() if config is None else config
         if not isinstance(config, Config):
             raise BadConfig(f"boot takes a Config, as in boot(Config(VTD_TRANS=False)), not {config!r}")
-        phases = _Phases(progress or _silent)
-        phases("firmware")
-        self._start_over(config)
-        assert self.run is not None
-        core = self.core = Core(self._pc, config, phases)
-        self.run.core = core
+        guest = guest or lab_guest()
+        self._give_up()
+        self._progress = progress or _silent
+        self._engine.start(lambda: self._work(lambda: self._boot(config, guest)))
+        self._drive(tick, limit=WALL_LIMIT if limit is None else limit)
+        return self._current()
+
+    def _give_up(self) -> None:
+        """A machine that was stopped will not go on: what it had come to is its last word."""
+        if self._engine.stopped:
+            if self._phase is not None:
+                self._ended = outcome.Ending("stopped", f"stopped by you while {doing(self._phase)}, and not resumed")
+            self._engine.abandon()
+
+    def _work(self, begin: Callable[[], None]) -> None:
+        """What the engine's thread does: `begin`, and a boot where a guest that was up resets the machine."""
         try:
-            self.exits = core.boot(guest or lab_guest(), command_line(self.description))
+            begin()
+            while self._pc.reset_requested and self._up and self.run is not None and self._guest is not None:
+                self._phase = None
+                self._boot(self.run.config, self._guest)
+            if self._pc.reset_requested:
+                self._ended = outcome.Ending("guest-crash", "the guest reset the machine before it waited for input")
+            self._up = self._ended is None
+        finally:
+            self._phase = None
+
+    def _boot(self, config: Config, guest: Elf) -> None:
+        phases = Phases(self._engine.clock)
+        phases.enter("firmware")
+        run = self._start_over(config)
+        run.timings, self._guest = phases.seconds, guest
+
+        def enter(phase: str) -> None:
+            phases.enter(phase)
+            self._enter(phase)
+
+        self._enter("firmware")
+        core = self.core = run.core = Core(self._pc, config, enter, self._engine.gate)
+        try:
+            self.exits = core.boot(guest, command_line(self.description))
         except Panic as panic:
             self._ended = outcome.Ending("vmm-panic", str(panic))
+        except Abandoned:
+            raise
         except BaseException:
             self._ended = outcome.Ending("guest-crash", "the boot was broken off before the guest began")
             raise
         else:
             self._pc.cpu.on_door = self._on_door
-            phases("guest runs")
+            enter("guest runs")
             self._go()
-            if self._pc.reset_requested:
-                self._ended = outcome.Ending("guest-crash", "the guest reset the machine before it waited for input")
-        phases("")
-        self.run.timings = phases.seconds | {"total": sum(phases.seconds.values())}
-        return self.run
+        phases.enter("")
+        phases.seconds["total"] = sum(phases.seconds.values())
 
-    def _start_over(self, config: Config) -> None:
+    def _enter(self, phase: str) -> None:
+        """A phase begins: whoever waits for the machine is told, and it may be stopped there."""
+        self._phase = phase
+        self._engine.gate(phase)
+
+    def _start_over(self, config: Config) -> Run:
         if self.run is not None:
             self.run.freeze()
             self._pc.power_on()
-        self._ended = self.exits = None
+        self._ended = self.exits = self.core = None
+        self._up = False
         self._boots += 1
         self.run = Run(self, config, self._boots)
+        return self.run
 
     def reboot(self, progress: Callable[[str], None] | None = None, **options: Any) -> Run:
         """The same machine from power-on, with options changed: `m.reboot(VTD_TRANS=False)`."""
@@ -141,7 +178,8 @@ class Machine:
 
     def _go(self) -> None:
         """Lets the processor run until there is nothing more to do."""
-        stop = self._pc.run(WALL_LIMIT)
+        self._phase = "guest runs"
+        stop = self._pc.run(self._engine.gate)
         if self._ended is None and stop is not None and not self._pc.reset_requested:
             self._ended = outcome.of_stop(stop)
         if self.core and not self.core.text_intact():
@@ -150,6 +188,8 @@ class Machine:
     def _on_door(self) -> None:
         """The policy's turn; what it cannot bear ends the run."""
         assert self.exits is not None
+        before = self.exits.count
+        seen = stepping.exit_at_door(self.exits) if self._to_exit else None
         try:
             self.exits.on_door()
         except GuestDead as death:
@@ -158,6 +198,9 @@ class Machine:
             assert self.core is not None
             self.core.console.print(f"panic: {panic}")
             self._end("vmm-panic", str(panic))
+        if seen and self.exits.count > before:
+            self._exit, self._to_exit = seen, False
+            self._engine.ask()
 
     def _end(self, kind: str, why: str) -> None:
         self._ended = outcome.Ending(kind, why)
@@ -168,22 +211,152 @@ class Machine:
         """How the current run ended; None while the guest could go on."""
         return self._ended
 
+    # --- control
+
+    @property
+    def state(self) -> str:
+        """`off`, `running`, `waiting` (the guest waits for input), `stopped` (by the user; it can go on) or `ended`."""
+        if self._engine.busy:
+            return "stopped" if self._engine.stopped else "running"
+        if self.run is None or not self.run.live:
+            return "off"
+        if self._ended is not None:
+            return "ended"
+        return "waiting" if self._pc.waiting else "stopped"
+
+    @property
+    def unfinished(self) -> outcome.Ending | None:
+        """What the current run is doing, or was doing when it was stopped; None where it is at rest or has ended."""
+        if self._phase is None:
+            return None
+        if self._engine.stopped:
+            return outcome.Ending("stopped", f"stopped by you while {doing(self._phase)}; it can go on")
+        return outcome.Ending("running", doing(self._phase))
+
+    @property
+    def phase(self) -> str | None:
+        """The phase of the boot that is under way; None where nothing is."""
+        return self._phase
+
+    def still(self) -> AbstractContextManager[None]:
+        """The machine stands still inside `with m.still():`, so that all that is read there belongs together.
+
+        From any thread; several may read at a time.  A running machine is held between two instructions, or between two steps of the core,
+        and goes on afterwards.  A part of a live run is read like that by itself.
+        """
+        return self._engine.held()
+
+    def stop(self) -> str:
+        """Stops the machine where it is, from any thread; returns its state when it stands.  `resume` goes on from there.
+
+        Inside a `progress` callback it stops at that phase.  A machine that does not run is left as it is.
+        """
+        self._halt_steps.set()
+        self._engine.stop()
+        return self.state
+
+    def _hurry(self, at_once: bool) -> None:
+        self._pc.cpu.pause(at_once)
+
+    def resume(self, seconds: float | None = None, *, tick: Callable[[], None] | None = None) -> Run:
+        """Goes on from a stop, as long as it takes or for at most `seconds` of wall time, after which the machine is stopped again."""
+        self._let_go()
+        self._drive(tick, stop_after=seconds)
+        return self._current()
+
+    def _let_go(self) -> None:
+        """The machine goes on from where it is; one that has ended or waits is left as it is."""
+        if self._engine.busy:
+            self._engine.go_on()
+        elif self.state in ("stopped", "waiting"):
+            self._engine.start(lambda: self._work(self._go))
+
+    def _drive(self, tick: Callable[[], None] | None, limit: float | None = None, stop_after: float | None = None) -> None:
+        """Waits until the machine is at rest; whatever is raised meanwhile, a Ctrl-C too, stops it."""
+        since = time.monotonic()
+        try:
+            while not self._engine.wait(TICK if stop_after is None else min(TICK, stop_after), self._progress):
+                spent = time.monotonic() - since
+                if limit is not None and spent >= limit:
+                    self._pc.cpu.stop(StopKind.TIMEOUT, f"still running after {limit:g} s of wall time")
+                if stop_after is not None and spent >= stop_after:
+                    self._engine.ask()
+                if tick is not None:
+                    tick()
+        except BaseException:
+            self._engine.stop()
+            raise
+
+    def step(self, n: int = 1) -> Records[Step]:
+        """Executes `n` instructions of the guest, fewer where it cannot go on: the note of the result says why.
+
+        What the core does at an exit belongs to the instruction that exited.  The machine must be stopped, or wait; raises HvlabError.
+        """
+        self._halt_steps.clear()
+        with self.still():
+            steps = stepping.run_steps(self._pc, self._stepping_base(), n, self._halt_steps)
+        if self._pc.cpu.stopping:
+            self.resume()
+        return steps
+
+    def step_exit(self) -> ExitStep | None:
+        """Lets the guest run to its next exit to the core and stops behind the core's answer to it; the exit, or None where none came.
+
+        `state` says then whether the guest waits, has ended or was stopped.  Raises HvlabError where there is no guest that could run.
+        """
+        self._stepping_base()
+        self._exit, self._to_exit = None, True
+        try:
+            self.resume()
+        finally:
+            self._to_exit = False
+        return self._exit
+
+    @property
+    def registers(self) -> Registers:
+        """The guest's registers now, from the processor where guest code is on it, else from its VMCB.  Raises HvlabError for no guest."""
+        with self.still():
+            return stepping.read_registers(self._pc, self._stepping_base())
+
+    def _stepping_base(self) -> int:
+        """The core's base (host-physical), where there is a guest that can be looked at."""
+        if self.state == "running":
+            raise HvlabError("the machine is running: stop() it first")
+        if self.state == "off" or self.exits is None:
+            raise HvlabError("there is no guest yet: boot the machine, or resume() the boot")
+        return self.exits.base
+
     # --- using a running guest
 
-    def send(self, text: str) -> str:
+    def key_in(self, text: str) -> None:
+        """Input on the guest's console, which it takes when the machine goes on: `step`, `step_exit` or `resume` from there."""
+        self._must_have_guest()
+        with self.still():
+            self._pc.type(text.encode("latin-1", "replace"))
+
+    def send(self, text: str, *, limit: float | None = None, tick: Callable[[], None] | None = None) -> str:
         """Sends input to the guest's console and lets it run until it waits again; returns what it printed meanwhile.
 
-        A guest that resets the machine is booted again with the same options.
+        A machine that was stopped goes on; where its boot was, that comes to its end first.  A guest that resets the machine is booted
+        again with the same options.  `limit` and `tick` as `boot` has them.
         """
+        limit = WALL_LIMIT if limit is None else limit
+        self._must_have_guest()
+        if not self._up:
+            self._let_go()
+            self._drive(tick, limit=limit)
+            self._must_have_guest()
+            if self.state == "stopped":
+                raise HvlabError("the machine was stopped before its guest was ready, and nothing was sent: resume() it first")
+        before, number = len(self._pc.serial), self._boots
+        self.key_in(text)
+        self._let_go()
+        self._drive(tick, limit=limit)
+        return bytes(self._pc.serial[before if self._boots == number else 0:]).decode("latin-1")
+
+    def _must_have_guest(self) -> None:
         if self.run is None or self._ended is not None or not self.run.live:
             raise HvlabError(f"there is no guest to send to: {self._ended.why if self._ended else 'boot the machine first'}")
-        before = len(self._pc.serial)
-        self._pc.type(text.encode("latin-1", "replace"))
-        self._go()
-        if self._pc.reset_requested:
-            self.boot(self.run.config)
-            before = 0
-        return bytes(self._pc.serial[before:]).decode("latin-1")
 
     # --- looking
 
@@ -203,7 +376,9 @@ class Machine:
     # --- lifetime
 
     def close(self) -> None:
-        """Freezes the last run and gives the memory back."""
+        """Freezes the last run and gives the memory back.  A machine that runs is stopped."""
+        self._engine.stop()
+        self._give_up()
         if self.run is not None:
             self.run.freeze()
         self._pc.close()

@@ -12,11 +12,23 @@ from typing import Any
 from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
 from unicorn import x86_const as x86
 
-from ..spec.svm import EFER, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, SaveArea
+from ..spec.svm import (
+    EFER,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NXE,
+    EFER_SCE,
+    EVENT_EXTERNAL,
+    EVENT_TYPE,
+    EVENT_VALID,
+    ControlArea,
+    SaveArea,
+)
 from . import emulator
 from .bus import Bus
 from .clock import Clock
 from .events import deliver_injected_exception
+from .longmode import translate
 from .memory import PAGE, Memory
 from .vmexit import Exit, choose
 
@@ -28,6 +40,7 @@ PHYSICAL_BITS = 40
 """Width of the processor's physical addresses: it reaches 1 TiB, whatever the model says."""
 ACCESS_NS = 1000
 """Virtual time that one access to a device takes."""
+HLT = 0xF4
 
 
 class StopKind(Enum):
@@ -38,6 +51,7 @@ class StopKind(Enum):
     REQUEST = "stopped by request"
     CRASH = "crashed"
     TIMEOUT = "made no progress"
+    PAUSE = "paused; it can go on"
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,9 @@ class Cpu:
         self.exit: Exit = choose(self.uc, memory, public_only)
         self.rip = self.hsave = 0
         self._stop: Stop | None = None
-        self._running = self._closed = False
+        self._running = self._closed = self._stepping = False
+        self._pausing = self._exited = False
+        self._injected: int | None = None
         self._hook()
         memory.listeners.append(self._written)
 
@@ -86,33 +102,54 @@ class Cpu:
         self.uc.hook_add(UC_HOOK_INSN, self._on_in, None, 1, 0, x86.UC_X86_INS_IN)
 
     def _mmio_read(self, _uc: Uc, offset: int, width: int, base: int) -> int:
-        self.clock.advance(ACCESS_NS)
+        self._access()
         return self.bus.read(base + offset, width)
 
     def _mmio_write(self, _uc: Uc, offset: int, width: int, value: int, base: int) -> None:
-        self.clock.advance(ACCESS_NS)
+        self._access()
         self.bus.write(base + offset, width, value)
 
     def _on_in(self, _uc: Uc, port: int, width: int, _data: Any) -> int:
-        self.clock.advance(ACCESS_NS)
+        self._access()
         return self.bus.port_read(port, width)
 
     def _on_out(self, _uc: Uc, port: int, width: int, value: int, _data: Any) -> None:
         if port == DOOR and not self.in_guest():
-            self.exit.at_door()
-            self.on_door()
-            if vmcb := self.memory.read64(self.hsave + SaveArea.RAX):
-                self._enter_guest(vmcb)
+            self._at_door()
         else:
-            self.clock.advance(ACCESS_NS)
+            self._access()
             self.bus.port_write(port, width, value)
+
+    def _access(self) -> None:
+        """An access to a device takes its time, and is where any processor can be paused."""
+        self.clock.advance(ACCESS_NS)
+        if self._pausing and not self._exited:
+            self.uc.emu_stop()
+
+    def _at_door(self) -> None:
+        self._exited = False
+        self.exit.at_door()
+        self.on_door()
+        if vmcb := self.memory.read64(self.hsave + SaveArea.RAX):
+            self._enter_guest(vmcb)
+        if self._pausing:
+            self.uc.emu_stop()
 
     def _on_interrupt(self, _uc: Uc, number: int, _data: Any) -> None:
         if number >= 0x100:
             self.exit.finish(number - 0x100, self.hsave)
             self.memory.write64(self.hsave + SaveArea.RIP, 0)
+            self._exited, self._injected = True, None
+        elif number == self._injected:
+            self._echo()
         else:
             self._crash(f"exception {number} that nobody takes")
+
+    def _echo(self) -> None:
+        """An external interrupt that was delivered is told again where the emulator is stopped before the next exit: so it stops anew."""
+        self._injected = None
+        if self._stop or self._pausing:
+            self.uc.emu_stop()
 
     def _on_invalid(self, _uc: Uc, _data: Any) -> bool:
         self._crash("invalid opcode that nobody takes")
@@ -122,6 +159,8 @@ class Cpu:
         """The processor's part of VMRUN that the emulator leaves out; RAX in the save area is the VMCB of the last entry."""
         if not self.memory.backed(vmcb, PAGE):
             return
+        event = self.memory.read64(vmcb + ControlArea.EVENTINJ)
+        self._injected = event & 0xFF if event & EVENT_VALID and event & EVENT_TYPE == EVENT_EXTERNAL else None
         vector = deliver_injected_exception(self.memory, vmcb)
         if vector is not None:
             rip = self.memory.read64(vmcb + SaveArea.RIP)
@@ -160,31 +199,79 @@ class Cpu:
         return 2 * self.clock.now
 
     def run(self) -> Stop:
-        """Runs until host code halts or someone calls `stop` (before it began, too)."""
-        if self._stop is None:
+        """Runs until host code halts or someone calls `stop` or `pause` (before it began, too)."""
+        if self._stepping:
+            self._stepping = False
+            self.exit.step_exactly(False)
+        ran = self._stop is None and not self._pausing
+        if ran:
             self._emulate()
-        guest = self.in_guest()
+        paused, self._pausing = self._pausing, False
         stop, self._stop = self._stop, None
-        return stop or Stop(StopKind.GUEST_HALT if guest else StopKind.HALT, "", self.rip, guest)
+        if stop:
+            return stop
+        guest = self.in_guest()
+        if paused and not (ran and self._halted()):
+            return Stop(StopKind.PAUSE, "", self.rip, guest)
+        return Stop(StopKind.GUEST_HALT if guest else StopKind.HALT, "", self.rip, guest)
 
     def _emulate(self) -> None:
+        """Where a pause comes between an exit and the door, the guest's registers are in nobody's hands: there it goes on to the door."""
         interrupted = True
         while interrupted:
-            self._running = True
-            try:
-                self.uc.emu_start(self.rip, 0)
-            except UcError as e:
-                self._crash(str(e))
-            finally:
-                self._running = False
-            self.rip = self.uc.reg_read(x86.UC_X86_REG_RIP)
-            interrupted = self.exit.settle() and self._stop is None
+            self._emulate_once()
+            again = self.exit.settle() or self._pausing and self._exited
+            interrupted = again and self._stop is None
+
+    def _emulate_once(self, count: int = 0) -> None:
+        self._running = True
+        try:
+            self.uc.emu_start(self.rip, 0, count=count)
+        except UcError as e:
+            self._crash(str(e))
+        finally:
+            self._running = False
+        self.rip = self.uc.reg_read(x86.UC_X86_REG_RIP)
+
+    def _halted(self) -> bool:
+        """Whether the host's last instruction was HLT.  In the guest an HLT that does not exit cannot be told from a pause."""
+        if self.in_guest():
+            return False
+        at = translate(self.memory, self.uc.reg_read(x86.UC_X86_REG_CR3), self.rip - 1)
+        return at is not None and self.memory.backed(at) and self.memory.map[at] == HLT
+
+    def step(self) -> Stop | None:
+        """One instruction, the guest's or the host's; a repeated string instruction counts each turn.  20 us.
+
+        Returns a stop where the processor halted or cannot go on; the next `run` tells it too, but for a halt.
+        """
+        self._pausing = False
+        if not self._stepping:
+            self._stepping = True
+            self.exit.step_exactly(True)
+        self._emulate_once(1)
+        self.exit.settle()
+        if self._stop or not self._halted():
+            return self._stop
+        return Stop(StopKind.HALT, "", self.rip, False)
 
     def stop(self, kind: StopKind = StopKind.REQUEST, detail: str = "") -> None:
         """Ends `run` at the next chance; the first reason given stays."""
         if self._stop is None:
             self._stop = Stop(kind, detail, self.rip, False)
         if not self._closed:
+            self.uc.emu_stop()
+
+    def pause(self, at_once: bool = False) -> None:
+        """Lets `run` come back soon with PAUSE, from any thread; the processor goes on with the next `run` as if nothing had been.
+
+        It comes back where the guest's registers can be told, and where this build of the emulator would split an instruction, at an
+        access to a device or an exit; `at_once`, wherever it is.  A pause is missed while `run` begins: ask again until it has come back.
+        """
+        self._pausing = True
+        if at_once:
+            self._exited = False
+        if not self._closed and (at_once or self.exit.stops_between_instructions):
             self.uc.emu_stop()
 
     @property

@@ -1,8 +1,7 @@
 """The PC, assembled from its description.  Power-on builds everything anew on the same memory."""
 
-import threading
 from collections import deque
-from concurrent.futures import Future, wait
+from collections.abc import Callable
 
 from ..errors import BadMachine, BadTable
 from ..spec import dmar
@@ -28,6 +27,10 @@ __all__ = ["Pc"]
 DEBUG_PORT = 0xE9
 
 
+def _open() -> None:
+    """A gate at which nobody is held."""
+
+
 class _DebugPort:
     """What is written to port 0xE9, as Bochs and QEMU have it."""
 
@@ -46,8 +49,9 @@ class _DebugPort:
 class Pc:
     """A machine that can be switched on.  `power_on` gives fresh devices; memory, the largest part, is only emptied.
 
-    `serial` is what was sent on COM1, `debug` what was written to port 0xE9, `messages` the newest message-signalled interrupts as (source,
-    address, data) behind the remapping units, the source None where a unit sent it, which nothing remaps: no local APIC takes them.
+    `halted`: the processor stands behind an HLT of the host.  `serial` is what was sent on COM1, `debug` what was written to port 0xE9,
+    `messages` the newest message-signalled interrupts as (source, address, data) behind the remapping units, the source None where a unit
+    sent it, which nothing remaps: no local APIC takes them.
     """
 
     memory: Memory
@@ -75,6 +79,7 @@ class Pc:
         self.root = RootComplex(self.bus, self.fabric, self.clock, self.machine, self.interrupts)
         self.layout = firmware.lay(self.memory, self.machine)
         self.cpu = Cpu(self.memory, self.bus, self.clock, self.public_only)
+        self.halted = False
 
     def _units(self) -> list[RemappingUnit]:
         units = [RemappingUnit(u, self.memory, self.machine.host_address_width, self._unit_message) for u in self.machine.units]
@@ -120,49 +125,34 @@ class Pc:
         self.reset_requested = True
         self.cpu.stop(StopKind.REQUEST, "the guest reset the machine")
 
-    def run(self, seconds: float) -> Stop | None:
+    def run(self, gate: Callable[[], None] = _open) -> Stop | None:
         """Runs until the processor stops for good (the stop) or halts with nothing left that could wake it (None).
 
-        After `seconds` of wall time it stops with a timeout.  The processor has a thread of its own, for in the emulator's there is no
-        KeyboardInterrupt: one stops the processor where it is, and a later `run` goes on from there.
+        `gate` is called where the machine can be held and go on later: before the processor runs, after each pause of it, and while it
+        waits.  In the emulator there is no KeyboardInterrupt: let it run on another thread than the main one.
         """
-        going: Future[Stop | None] = Future()
-        try:
-            threading.Thread(target=self._run_into, args=(going,), daemon=True).start()
-            if wait([going], seconds).not_done:
-                self.cpu.stop(StopKind.TIMEOUT, f"still running after {seconds:g} s of wall time")
-            return going.result()
-        except KeyboardInterrupt:
-            if not going.cancel():
-                self._halt_now(going)
-            raise
-
-    def _run_into(self, going: Future[Stop | None]) -> None:
-        if going.set_running_or_notify_cancel():
-            try:
-                going.set_result(self._run())
-            except BaseException as e:  # noqa: BLE001 - raised again where the result is waited for
-                going.set_exception(e)
-
-    def _halt_now(self, going: Future[Stop | None]) -> None:
-        """Stops the processor wherever it is and forgets that it was stopped."""
-        self.cpu.stop(StopKind.REQUEST, "interrupted")
-        wait([going])
-        if self.cpu.stopping:
-            self.cpu.run()
-
-    def _run(self) -> Stop | None:
-        while (stop := self.cpu.run()).kind is StopKind.HALT:
-            if not self._wait():
+        while True:
+            gate()
+            if self.halted and not self.wake(gate):
                 return None
-        return stop
+            stop = self.cpu.run()
+            self.halted = stop.kind is StopKind.HALT
+            if stop.kind not in (StopKind.HALT, StopKind.PAUSE):
+                return stop
 
-    def _wait(self) -> bool:
+    def wake(self, gate: Callable[[], None] = _open) -> bool:
         """The processor halts: time jumps from timer to timer until an interrupt waits or somebody says stop; False where none comes."""
         while self.interrupts.pending() is None and not self.cpu.stopping:
+            gate()
             if not self.clock.skip():
                 return False
+        self.halted = False
         return True
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the processor halts and no interrupt waits for it."""
+        return self.halted and self.interrupts.pending() is None
 
     def type(self, data: bytes) -> None:
         """Input on COM1."""

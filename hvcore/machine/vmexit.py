@@ -17,6 +17,11 @@ __all__ = ["Exit", "ExportedExit", "PublicExit", "choose"]
 class Exit(Protocol):
     """How an exit is finished and stale code dropped."""
 
+    @property
+    def stops_between_instructions(self) -> bool:
+        """Whether the emulator, stopped from another thread, finishes the instruction it is at."""
+        ...
+
     def at_door(self) -> None:
         """Host code hands over to its policy, the first time before any VMRUN."""
         ...
@@ -33,12 +38,16 @@ class Exit(Protocol):
         """Called outside emulation: what could not be done inside a hook.  True: emulation was only interrupted for that."""
         ...
 
+    def step_exactly(self, on: bool) -> None:
+        """Called outside emulation: from now on (not) one instruction at a time."""
+        ...
+
 
 class ExportedExit:
     """By the emulator's own function: exact, 20 us an exit."""
 
-    def __init__(self, private: emulator.Private):
-        self.private = private
+    def __init__(self, uc: Uc, private: emulator.Private):
+        self.uc, self.private = uc, private
         if private.no_exit_request is not None:
             private.no_exit_request.value = 1
 
@@ -56,6 +65,17 @@ class ExportedExit:
     def settle(self) -> bool:
         """Nothing is left over."""
         return False
+
+    @property
+    def stops_between_instructions(self) -> bool:
+        """With the flag of the emulator by which it looks for a request at the end of a block only."""
+        return self.private.no_exit_request is not None
+
+    def step_exactly(self, on: bool) -> None:
+        """Code is translated anew, with or without a look for a request before each instruction."""
+        if self.private.no_exit_request is not None:
+            self.private.no_exit_request.value = not on
+        self.uc.ctl_flush_tb()
 
 
 _STATE = ((x86.UC_X86_REG_RIP, SaveArea.RIP), (x86.UC_X86_REG_RSP, SaveArea.RSP), (x86.UC_X86_REG_RAX, SaveArea.RAX),
@@ -135,6 +155,12 @@ class PublicExit:
             self.uc.ctl_flush_tb()
         return was
 
+    stops_between_instructions = False
+
+    def step_exactly(self, on: bool) -> None:
+        """The public interface counts instructions exactly."""
+        self.uc.ctl_flush_tb()
+
 
 def _error_code_offset() -> int:
     """Where an exception's error code lies in a saved context: two #GPs with known selectors tell."""
@@ -169,4 +195,4 @@ def _find_word(data: bytes, word: int) -> set[int]:
 def choose(uc: Uc, memory: Memory, public_only: bool = False) -> Exit:
     """The exact way where this build of the emulator has it, else the public one."""
     private = None if public_only else emulator.find(uc)
-    return ExportedExit(private) if private else PublicExit(uc, memory)
+    return ExportedExit(uc, private) if private else PublicExit(uc, memory)

@@ -3,12 +3,13 @@
 from enum import IntEnum
 
 __all__ = ["ControlArea", "EFER", "EFER_LMA", "EFER_LME", "EFER_NXE", "EFER_SCE", "EFER_SVME", "EVENT_ERROR_CODE", "EVENT_EXCEPTION",
-           "EVENT_EXTERNAL", "EVENT_VALID", "ExitCode", "INTERCEPTS_1", "INTERCEPTS_2", "SaveArea", "VM_CR", "VM_HSAVE_PA", "exit_name"]
+           "EVENT_EXTERNAL", "EVENT_TYPE", "EVENT_VALID", "ExitCode", "INTERCEPTS_1", "INTERCEPTS_2", "SaveArea", "VM_CR", "VM_HSAVE_PA",
+           "exit_name"]
 
 EFER, VM_CR, VM_HSAVE_PA = 0xC0000080, 0xC0010114, 0xC0010117
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE, EFER_SVME = 1 << 0, 1 << 8, 1 << 10, 1 << 11, 1 << 12
 
-EVENT_EXTERNAL, EVENT_EXCEPTION = 0 << 8, 3 << 8
+EVENT_TYPE, EVENT_EXTERNAL, EVENT_EXCEPTION = 7 << 8, 0 << 8, 3 << 8
 EVENT_ERROR_CODE, EVENT_VALID = 1 << 11, 1 << 31
 
 

@@ -34,11 +34,19 @@ def _no_progress(_phase: str) -> None:
     pass
 
 
-class Core:
-    """One hypervisor on a platform.  `base` and `size` are its region (host-physical), once chosen."""
+def _open() -> None:
+    """A gate at which nobody is held."""
 
-    def __init__(self, platform: Platform, config: Config, progress: Callable[[str], None] = _no_progress):
-        self.platform, self.config, self.progress = platform, config, progress
+
+class Core:
+    """One hypervisor on a platform.  `base` and `size` are its region (host-physical), once chosen.
+
+    `progress` is told each phase; at `gate`, which long work passes often, whoever runs the core can hold it.
+    """
+
+    def __init__(self, platform: Platform, config: Config, progress: Callable[[str], None] = _no_progress,
+                 gate: Callable[[], None] = _open):
+        self.platform, self.config, self.progress, self.gate = platform, config, progress, gate
         self.memory, self.bus = platform.memory, platform.bus
         self.console = Console(platform.bus)
         self.size = config.VMM_SIZE_MIB << 20
@@ -127,7 +135,8 @@ class Core:
         caps = [cap for cap, _ in unit.caps()]
         levels = iommu.address_width(caps, "AGAW_FROM_LAST_UNIT" in self.config.QUIRKS, self.console)
         self.console.print("(IOMMU) dom 0(PT Devs.) ", end="")
-        root = iommu.map_domain(self.memory, heap, levels, self._map_end(e820), (base, base + self.size), self._superpages(caps))
+        root = iommu.map_domain(self.memory, heap, levels, self._map_end(e820), (base, base + self.size), self._superpages(caps),
+                                self.gate)
         self.console.print("... Ready.")
         self.progress("iommu on")
         unit.setup(iommu.Domain(0, levels, root), functions, must_cover="SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS)

@@ -3,6 +3,7 @@
 The tables are built as if page by page, in the order single allocations would take from the heap; NumPy writes whole tables.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,19 +152,24 @@ def _sagaw(cap: int) -> str:
 
 # --- domain 0
 
-def map_domain(memory: Memory, heap: Heap, levels: int, end: int, hole: tuple[int, int], superpages: bool) -> int:
+def _open() -> None:
+    """A gate at which nobody is held."""
+
+
+def map_domain(memory: Memory, heap: Heap, levels: int, end: int, hole: tuple[int, int], superpages: bool,
+               gate: Callable[[], None] = _open) -> int:
     """Maps [0, end) to itself, read and write, but the half-open `hole` (below 4 GiB) without access; returns the table's root.
 
     4 KiB leaves, above 4 GiB 2 MiB ones with `superpages`.  Pages come from the heap in the order a walk from the root for each frame
     would take them.  Panics when the heap is exhausted; what was built up to there stays, as it would.  What lies beyond the reach
-    of `levels` is left out.
+    of `levels` is left out.  `gate` is passed at every GiB.
     """
     plan = _Plan(min(end, 1 << 12 + 9 * levels), superpages)
     pages = heap.alloc_pages(plan.tables(levels))
     complete = len(pages) == plan.tables(levels)
     if not len(pages):
         raise Panic("mm_page_alloc(0): Out of memory")
-    _fill(memory, pages, plan, levels, hole)
+    _fill(memory, pages, plan, levels, hole, gate)
     if not complete:
         raise Panic("mm_page_alloc(0): Out of memory")
     return int(pages[0])
@@ -193,12 +199,13 @@ class _Plan:
         return above + self.gibs + sum(map(self.leaf_tables, range(self.gibs)))
 
 
-def _fill(memory: Memory, pages: NDArray[np.uint64], plan: _Plan, levels: int, hole: tuple[int, int]) -> None:
+def _fill(memory: Memory, pages: NDArray[np.uint64], plan: _Plan, levels: int, hole: tuple[int, int], gate: Callable[[], None]) -> None:
     """Writes the tables that got a page.  `pages` are contiguous (the heap only goes upwards), so all are one block of words."""
     words = memory.u64(int(pages[0]), len(pages) * 512).reshape(-1, 512)
     frames = np.arange(512 * 512, dtype=np.uint64).reshape(512, 512) << np.uint64(12) | RW
     upper = _Upper(words, pages, levels)
     for gib in range(plan.gibs):
+        gate()
         if not upper.level_2(gib):
             return
         count = min(plan.leaf_tables(gib), len(words) - upper.used)
