@@ -123,6 +123,8 @@ def any_scene(r: Random) -> Bench:
     for _ in range(r.choice((0, 0, 10, 60))):
         bench.ask(any_iova(r, r.random() < 0.5), r.choice(("read", "write")), r.choice(SOURCES), 1)
     poke(r, bench, r.choice((0, 10, 100)))
+    for source in r.sample(SOURCES, r.choice((0, 0, 2))):
+        bench.context(source, *any_context(r), POOL[source >> 8 & 1])
     if r.random() < 0.3:
         bench.invalidate_contexts(1)
     return bench
@@ -200,6 +202,25 @@ def test_what_is_remembered_answers_before_what_the_tables_say():
     bench.invalidate_iotlb(1)
     assert bench.unit.translate(NVME, iovas, "read").reason.tolist() == [0, 6, 6]
     assert bench.unit.translate(NVME, 0x5008, "read").address == 0xD008
+
+
+def test_the_smallest_remembered_page_answers():
+    bench = Bench()
+    bench.memory.write64(TABLE2 + 8, TABLE1 | 3)
+    assert bench.ask(0x20_5000) == 0x9000
+    bench.memory.write64(TABLE2 + 8, 0x40_0083)
+    assert bench.ask(0x20_8000) == 0x40_8000 and len(bench.unit.cached.mappings) == 2
+    result = bench.unit.translate(NVME, [0x20_5008, 0x20_6008], "read")
+    assert result.address.tolist() == [0x9008, 0x40_6008] and result.page_size.tolist() == [4096, 2 << 20]
+
+
+def test_a_remembered_context_answers():
+    bench = Bench()
+    assert bench.ask(0x5000) == 0x9000
+    bench.context(NVME, 0, 0)
+    assert bench.unit.translate(NVME, [0x5000, 0x6000], "read").address.tolist() == [0x9000, 0xA000]
+    bench.invalidate_contexts(1)
+    assert bench.unit.translate(NVME, [0x5000, 0x6000], "read").reason.tolist() == [2, 2]
 
 
 def test_translation_off_and_protected_memory():
