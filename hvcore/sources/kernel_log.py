@@ -176,9 +176,9 @@ def _table(log: KernelLog, m: re.Match[str]) -> None:
 
 
 def _ecam(log: KernelLog, m: re.Match[str]) -> None:
-    base, first, last = int(m[4], 16), int(m[2], 16), int(m[3], 16)
+    base, first, last, segment = (int(m[name], 16) for name in ("base", "first", "last", "segment"))
     if first <= last and base % (1 << 20) == 0:
-        _once(log.ecams, EcamDescription(base, first, last, int(m[1], 16)))
+        _once(log.ecams, EcamDescription(base, first, last, segment))
 
 
 def _nvme(log: KernelLog, m: re.Match[str]) -> None:
@@ -208,6 +208,7 @@ def _once(items: list[_T], item: _T) -> None:
 
 
 _HEX = r"(?:0x)?([0-9a-fA-F]{1,16})\b"
+_DOMAIN = r"for domain (?P<segment>[0-9a-f]{4}) \[bus (?P<first>[0-9a-f]{2})-(?P<last>[0-9a-f]{2})\]"
 _BDF = r"([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7])"
 
 _HANDLERS: tuple[tuple[str, re.Pattern[str], _Handler], ...] = tuple((word, re.compile(pattern), handler) for word, pattern, handler in (
@@ -223,7 +224,8 @@ _HANDLERS: tuple[tuple[str, re.Pattern[str], _Handler], ...] = tuple((word, re.c
     ("under DRHD base", rf"IOAPIC id (\d{{1,3}}) under DRHD base +{_HEX}", _ioapic),
     ("under DRHD base", rf"HPET id (\d{{1,3}}) under DRHD base +{_HEX}", _hpet),
     ("ACPI: ", rf"ACPI: ([A-Z][A-Z0-9]{{3}}) {_HEX} {_HEX} \(v", _table),
-    (" for domain ", rf"(?:MMCONFIG|ECAM)\D* for domain ([0-9a-f]{{4}}) \[bus ([0-9a-f]{{2}})-([0-9a-f]{{2}})\] at \[mem {_HEX}-", _ecam),
+    (" for domain ", rf"MMCONFIG {_DOMAIN} at \[mem (?P<base>0x[0-9a-f]{{1,16}})-", _ecam),
+    (" for domain ", rf"ECAM \[mem (?P<base>0x[0-9a-f]{{1,16}})-0x[0-9a-f]+\] \(base 0x[0-9a-f]+\) {_DOMAIN}", _ecam),
     ("pci function", rf"nvme\d+: pci function {_BDF}", _nvme),
     ("root bus resource", r"pci_bus 0000:([0-9a-f]{2}): root bus resource", _root_bus),
     ("x2apic", r"x2apic is disabled because BIOS sets x2apic opt out", _opt_out),

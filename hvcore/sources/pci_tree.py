@@ -47,7 +47,9 @@ def merge(listed: Iterable[PciDescription], logged: Iterable[PciDescription]) ->
         if other:
             buses = (f.secondary, f.subordinate) if f.secondary else (other.secondary, other.subordinate)
             bars = {b.index: b for b in f.bars} | {b.index: b for b in other.bars if b.address is not None}
-            f = replace(f, class_code=other.class_code, bars=tuple(bars[i] for i in sorted(bars)), secondary=buses[0], subordinate=buses[1])
+            kind = f.port_type if f.port_type is not None else other.port_type
+            f = replace(f, class_code=other.class_code, bars=tuple(bars[i] for i in sorted(bars)), secondary=buses[0], subordinate=buses[1],
+                        pcie=kind is not None or f.pcie and other.pcie, port_type=kind)
         found[f.segment, f.source] = f
     return tuple(found[key] for key in sorted(found))
 
