@@ -75,7 +75,8 @@ def _add_translate(command: argparse.ArgumentParser) -> None:
     command.add_argument("tables", type=Path, metavar="TABLES.npz")
     command.add_argument("--root", required=True, type=_address, metavar="ADDR", help="the root-table register RTADDR")
     command.add_argument("--requests", required=True, type=Path, metavar="FILE.jsonl",
-                         help='a request a line: {"bdf": "00:02.0", "addr": 4096, "size": 8, "type": "read"}, or "write"')
+                         help='a request a line: {"bdf": "00:02.0", "addr": 4096, "size": 8, "type": "read"}, or "write"; '
+                              "size 0 is a zero-length access of one page, 1 GiB the largest")
     command.add_argument("--cap", type=_address, metavar="X", help="the unit's CAP register (default: 3 and 4 levels, 48 bits, "
                          "2 MiB and 1 GiB pages, zero-length reads)")
     command.add_argument("--ecap", type=_address, metavar="X", help="its ECAP register (default: pass-through, SNP and TM allowed)")
