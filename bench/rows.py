@@ -21,9 +21,9 @@ class Row:
     good: bool
 
 
-def compare(what: str, ours: float, name: str, theirs: float, wanted: bool = True) -> Row:
-    """Seconds against seconds; with `wanted`, ours must not be more."""
-    return Row(what, f"{ours:.3f} s", f"{name}: {theirs:.3f} s", ours / theirs, ours <= theirs or not wanted)
+def compare(what: str, ours: float, name: str, theirs: float) -> Row:
+    """Seconds against seconds; ours must not be more."""
+    return Row(what, f"{ours:.3f} s", f"{name}: {theirs:.3f} s", ours / theirs, ours <= theirs)
 
 
 def limit(what: str, ours: float, most: float, unit: str = "s") -> Row:
