@@ -6,11 +6,16 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .rows import REPEATS, Row, compare, median
+
+if TYPE_CHECKING:
+    from hvcore.machine.memory import Memory
+    from hvcore.machine.vtd import RemappingUnit
 
 __all__ = ["walks"]
 
@@ -31,7 +36,7 @@ class _CUnit(ctypes.Structure):
                 ("leaves", ctypes.c_uint32))
 
 
-def _unit():  # type: ignore[no-untyped-def]
+def _unit() -> "RemappingUnit":
     """A unit that translates, its domain built by the core; six functions share it, as under BitVisor."""
     from hvcore.machine.description import UnitDescription
     from hvcore.machine.memory import Memory
@@ -53,7 +58,7 @@ def _unit():  # type: ignore[no-untyped-def]
     return unit
 
 
-def _c_unit(memory) -> _CUnit:  # type: ignore[no-untyped-def]
+def _c_unit(memory: "Memory") -> _CUnit:
     from hvcore.spec.vtd import entry_reserved, leaf_levels, mgaw, sagaw_levels
 
     depths, leaves = sum(1 << levels - 2 for levels in sagaw_levels(CAP)), sum(1 << level for level in leaf_levels(CAP))
