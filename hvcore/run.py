@@ -20,6 +20,7 @@ from .inspect.dump import save_dump
 from .inspect.e820 import E820Map
 from .inspect.explain import Explanation, explain_fault
 from .inspect.faults import Fault, read_faults
+from .inspect.interrupts import InterruptEntry, InterruptMessage, read_interrupts, read_messages
 from .inspect.lens import Lens, look
 from .inspect.permissions import Permissions
 from .inspect.records import Records
@@ -31,6 +32,7 @@ from .machine.firmware import read_e820
 from .machine.memory import Memory
 from .machine.pc import Pc
 from .spec.e820 import ENTRY_SIZE, E820Entry, unpack
+from .spec.interrupts import INTERRUPT_REASONS
 from .spec.linuxboot import BOOT_PARAMS_SIZE, E820_ENTRIES, E820_MAX, E820_TABLE
 from .spec.paging import NESTED
 from .spec.pci import format_bdf
@@ -228,6 +230,21 @@ class Run:
         return self._read("faults", lambda: read_faults(self._machine.pc.units))
 
     @property
+    def interrupts(self) -> Records[InterruptEntry]:
+        """The present entries of the units' interrupt remapping tables."""
+        return self._read("interrupts", self._interrupts)
+
+    def _interrupts(self) -> Records[InterruptEntry]:
+        pc, width = self._machine.pc, self._machine.description.host_address_width
+        tables = [read_interrupts(pc.memory, unit, width) for unit in pc.units]
+        return Records(InterruptEntry, [e for t in tables for e in t], note="\n".join(t.note for t in tables if t.note))
+
+    @property
+    def messages(self) -> Records[InterruptMessage]:
+        """The newest interrupt messages of devices that got through, as they were sent and as they arrived."""
+        return self._read("messages", lambda: read_messages(self._machine.pc.fabric.interrupts))
+
+    @property
     def console(self) -> Console:
         """Both consoles."""
         pc = self._machine.pc
@@ -261,7 +278,7 @@ class Run:
         return look(self._machine.pc.memory, address, self.e820, self.domains, parts, self._nested_root(), self.units, self.dmar)
 
     def explain(self, fault: Fault) -> Explanation:
-        """The way of a DMA that faulted, step by step through the tables as they are now."""
+        """The way of a DMA or an interrupt message that faulted, step by step through the tables as they are now."""
         self._must_live("its tables are gone")
         pc = self._machine.pc
         return explain_fault(pc.memory, {u.base: u for u in pc.units}, fault, self._machine.description.host_address_width)
@@ -310,7 +327,8 @@ class Run:
         return f"<p>{head}</p>" + "".join(part._repr_html_() for part in (self.e820, self.units, self.domains, self.faults) if len(part))
 
 
-_PARTS = ("ending", "e820", "units", "dmar", "domains", "permissions", "cpu", "cached", "faults", "console", "vmm")
+_PARTS = ("ending", "e820", "units", "dmar", "domains", "permissions", "cpu", "cached", "faults", "interrupts", "messages", "console",
+          "vmm")
 
 
 def _firmware_map(memory: Memory) -> tuple[E820Entry, ...]:
@@ -327,4 +345,6 @@ def _told(boot_params: bytes) -> tuple[E820Entry, ...]:
 
 
 def _sentence(fault: Fault) -> str:
+    if fault.reason in INTERRUPT_REASONS:
+        return f"{format_bdf(fault.source)}'s interrupt with index {fault.address:#x} was blocked ({fault.text}, reason {fault.reason:#x})"
     return f"{format_bdf(fault.source)}'s DMA {fault.access} at {fault.address:#x} was blocked ({fault.text}, reason {fault.reason})"

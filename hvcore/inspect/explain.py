@@ -4,18 +4,18 @@ What the tables say now; caches may still answer otherwise.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import Unreadable
 from ..spec import vtd
 from ..spec.dma import Direction
+from ..spec.interrupts import INTERRUPT_REASONS
 from ..spec.pci import format_bdf
 from ..spec.vtd import FaultReason
-from . import format as show
 from .domains import PASS_THROUGH, Context, context_problem, unit_format
+from .explain_interrupt import explain_interrupt_fault
+from .explanation import ExplainStep, Explanation, refusal
 from .faults import Fault
 from .reader import MemoryReader, UnitReader
-from .records import Column, Record, Records, html_table, text_table
 from .units import Unit, read_register, read_unit
 from .walk import Kind, Step, walk
 
@@ -23,84 +23,6 @@ __all__ = ["ExplainStep", "Explanation", "explain", "explain_fault", "protected_
 
 _GRANULE = (1 << 21) - 1
 """Low bits of a protected region's limit, which count as ones (2 MiB granules)."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class ExplainStep(Record):
-    """One thing the unit looked at: `address` host-physical of the entry (None: a register or a rule), `raw` words, `text` in words.
-
-    `ok` says whether the request went on from here.
-    """
-
-    what: str
-    address: int | None
-    raw: tuple[int, ...]
-    text: str
-    ok: bool
-
-    title = "Step"
-    legend = "addresses host-physical; raw words low first"
-    columns = (
-        Column("what", lambda s: s.what), Column("address", lambda s: s.address, show.address, True),
-        Column("raw", lambda s: s.raw, lambda v: " ".join(f"{w:#x}" for w in v) if isinstance(v, tuple) else "", True),
-        Column("meaning", lambda s: s.text), Column("goes_on", lambda s: s.ok, lambda v: "yes" if v else "NO"),
-    )
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Explanation(Record):
-    """Why a request of `source` at `iova` does or does not go through the unit at register base `unit`.
-
-    `reason` is the VT-d fault reason (None: it goes through; 0: blocked by a protected memory region, which is not reported), `host` the
-    host-physical address it reaches (None: none), `recorded` whether the unit would record the fault; `verdict` says it in a sentence.
-    """
-
-    unit: int
-    source: int
-    iova: int
-    access: str
-    steps: tuple[ExplainStep, ...]
-    reason: int | None
-    host: int | None
-    recorded: bool
-    verdict: str
-
-    title = "Explanation"
-    legend = ExplainStep.legend
-    columns = (
-        Column("unit", lambda e: e.unit, show.address), Column("source", lambda e: format_bdf(e.source)),
-        Column("iova", lambda e: e.iova, show.address), Column("access", lambda e: e.access),
-        Column("reason", lambda e: e.reason, show.address), Column("host", lambda e: e.host, show.address),
-        Column("recorded", lambda e: e.recorded, show.yes_no), Column("verdict", lambda e: e.verdict),
-    )
-
-    @property
-    def table(self) -> Records[ExplainStep]:
-        """The steps as a table."""
-        return Records(ExplainStep, self.steps, title=self.heading)
-
-    @property
-    def heading(self) -> str:
-        """What was asked."""
-        return f"{format_bdf(self.source)} {self.access} at IOVA {self.iova:#x}, unit {self.unit:#x}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, the steps among them."""
-        return {"unit": self.unit, "source": format_bdf(self.source), "iova": self.iova, "access": self.access, "reason": self.reason,
-                "host": self.host, "recorded": self.recorded, "verdict": self.verdict,
-                "steps": [{"what": s.what, "address": s.address, "raw": list(s.raw), "text": s.text, "ok": s.ok} for s in self.steps]}
-
-    def _cells(self) -> tuple[list[str], list[list[str]], list[bool]]:
-        columns = ExplainStep.columns
-        return [c.label for c in columns], [[c.show(c.value(s)) for c in columns] for s in self.steps], [c.right for c in columns]
-
-    def __str__(self) -> str:
-        return text_table(f"{self.heading}  ({self.legend})", *self._cells()) + f"\n=> {self.verdict}"
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html_table(f"{self.heading}  ({self.legend})\n{self.verdict}", *self._cells())
 
 
 def explain(reader: MemoryReader, unit: UnitReader, source: int, iova: int, access: Direction | str,
@@ -112,7 +34,9 @@ def explain(reader: MemoryReader, unit: UnitReader, source: int, iova: int, acce
 
 
 def explain_fault(reader: MemoryReader, units: dict[int, UnitReader], fault: Fault, host_address_width: int | None = None) -> Explanation:
-    """A recorded fault step by step; `units` by register base."""
+    """A recorded fault, of DMA or of an interrupt, step by step; `units` by register base."""
+    if fault.reason in INTERRUPT_REASONS:
+        return explain_interrupt_fault(reader, units[fault.unit], fault, host_address_width)
     return explain(reader, units[fault.unit], fault.source, fault.address, fault.access, host_address_width)
 
 
@@ -155,8 +79,9 @@ class _Way:
     def explanation(self) -> Explanation:
         """The record of the way."""
         recorded = bool(self.reason) and not (self.fpd and self.reason in vtd.FPD_SILENCES)
+        verdict = f"goes through: reaches host-physical {self.host:#x}" if self.reason is None else refusal(self.reason, recorded)
         return Explanation(self.unit.base, self.source, self.iova, self.access.value, tuple(self.steps), self.reason, self.host, recorded,
-                           _verdict(self.reason, self.host, recorded))
+                           verdict)
 
     def _pass(self, what: str, text: str, address: int | None = None, raw: tuple[int, ...] = ()) -> None:
         self.steps.append(ExplainStep(what, address, raw, text, True))
@@ -270,12 +195,3 @@ def protected_regions(registers: UnitReader, unit: Unit) -> list[tuple[str, int,
     have = [name for name, cap in (("PLM", "PLMR"), ("PHM", "PHMR")) if vtd.CAP.get(unit.cap, cap)]
     bounds = [(name, read_register(registers, f"{name}BASE"), read_register(registers, f"{name}LIMIT")) for name in have]
     return [(name, base, (limit | _GRANULE) + 1) for name, base, limit in bounds]
-
-
-def _verdict(reason: int | None, host: int | None, recorded: bool) -> str:
-    if reason is None:
-        return f"goes through: reaches host-physical {host:#x}"
-    if reason == vtd.PROTECTED:
-        return f"blocked: {vtd.CONDITION[reason]}"
-    silent = "" if recorded else "; not recorded, for the context entry has FPD set"
-    return f"blocked with reason {reason:#x} ({vtd.LINUX_TEXT[reason]}): {vtd.CONDITION[reason]}{silent}"

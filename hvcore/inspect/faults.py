@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..spec import vtd
+from ..spec.interrupts import INTERRUPT_REASONS
 from ..spec.pci import format_bdf
 from . import format as show
 from .reader import UnitReader
@@ -13,7 +14,6 @@ from .units import read_register
 
 __all__ = ["Fault", "read_faults"]
 
-_INTERRUPTS = range(0x20, 0x30)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -33,7 +33,7 @@ class Fault(Record):
     record: int = 0
 
     title = "Recorded faults"
-    legend = "address: IOVA of the 4 KiB page; unit: register base"
+    legend = "address: IOVA of the 4 KiB page, or an interrupt's index; unit: register base"
     columns = (
         Column("unit", lambda f: f.unit, show.address, True), Column("source", lambda f: format_bdf(f.source)),
         Column("access", lambda f: f.access), Column("address", lambda f: f.address, show.address, True),
@@ -44,7 +44,7 @@ class Fault(Record):
     def linux_line(self) -> str:
         """What a Linux kernel of 2023 prints for it."""
         device, reason = format_bdf(self.source), f"[fault reason {self.reason:#04x}] {self.text}"
-        if self.reason in _INTERRUPTS:
+        if self.reason in INTERRUPT_REASONS:
             return f"DMAR: [INTR-REMAP] Request device [{device}] fault index {self.address:#x} {reason}"
         return f"DMAR: [DMA {self.access.capitalize()} NO_PASID] Request device [{device}] fault addr {self.address:#x} {reason}"
 
@@ -75,7 +75,7 @@ def _record(unit: UnitReader, index: int) -> Fault | None:
     if not vtd.FRCD_HIGH.get(high, "F"):
         return None
     reason = vtd.FRCD_HIGH.get(high, "FR")
-    address = low >> 48 if reason in _INTERRUPTS else low & vtd.FRCD_LOW["FI"].mask
+    address = low >> 48 if reason in INTERRUPT_REASONS else low & vtd.FRCD_LOW["FI"].mask
     access = "read" if vtd.FRCD_HIGH.get(high, "T") else "write"
     source, text = vtd.FRCD_HIGH.get(high, "SID"), vtd.LINUX_TEXT.get(reason, "Unknown")
     return Fault(unit.description.base, source, address, access, reason, text, index)
