@@ -1,6 +1,7 @@
 """Units, faults, domains and explanations: read from a remapping unit that works beside them."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,22 @@ def test_unit_as_its_registers_say(simple: Setup) -> None:
     assert unit.to_json() == {"base": BASE, "segment": 0, "include_all": True, "cap": CAP, "ecap": ECAP, "gsts": 0xC0000000,
                               "rtaddr": ROOT, "devices": ["00:02.0", "00:1f.0"]}
     assert "00:02.0 00:1f.0" in str(read_units([simple.unit], lambda base: [NVME, 0xF8] if base == BASE else []))
+
+
+def test_a_unit_in_words(simple: Setup) -> None:
+    unit = read_unit(simple.unit, [NVME], haw=46)
+    assert (unit.version, unit.haw, unit.caching_mode, unit.queue, unit.interrupts) == ("1.0", 46, False, "off", "-")
+    told = {d.what: (d.value, d.field) for d in unit.details}
+    assert told["host address width"] == ("46 bits", "DMAR") and told["input address width"] == ("39 bits", "CAP.MGAW")
+    assert told["superpages"] == ("2M 1G", "CAP.SLLPS") and told["root table"] == (f"{ROOT:#x}", "RTADDR.RTA")
+    assert told["translation"] == ("on", "GSTS.TES") and told["queued invalidation"] == ("off", "GSTS.QIES")
+    simple.unit.mmio_write(0x18, 4, vtd.GCMD["TE"].mask | vtd.GCMD["QIE"].mask)
+    assert read_unit(simple.unit).queue == "on"
+    able = replace(unit, ecap=ECAP | 1 << 3)
+    assert (able.interrupts, replace(able, gsts=1 << 25).interrupts) == ("not remapped", "remapped")
+    without = replace(unit, ecap=0, cap=CAP | 1 << 7, ver=None, haw=None)
+    assert (without.queue, without.interrupts, without.version, without.caching_mode) == ("-", "-", None, True)
+    assert {d.what: d.value for d in without.details}["host address width"] == ""
 
 
 def test_unit_before_software_touched_it() -> None:
