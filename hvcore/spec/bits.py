@@ -100,7 +100,8 @@ class Layout:
 class Register:
     """One register: where it lies, how wide it is (bits), what may be written, what it is after reset.
 
-    `write_mask` are the bits that take what is written, `w1c_mask` those that a written 1 clears.
+    `write_mask` are the bits that take what is written, `w1c_mask` those that a written 1 clears, `hidden` those that read as 0 whatever
+    they hold, because they are write-only.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Register:
     w1c_mask: int = 0
     reset: int = 0
     note: str = field(default="", compare=False)
+    hidden: int = 0
 
     @property
     def size(self) -> int:

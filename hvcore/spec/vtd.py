@@ -342,7 +342,7 @@ def registers(cap: int, ecap: int, version: int = 0x10) -> tuple[Register, ...]:
         Register("GCMD", 0x18, 32, Access.WO, "10.4.4", GCMD, write_mask=mask(31, 23)),
         _ro("GSTS", 0x1C, 32, "10.4.5", GSTS),
         _rw("RTADDR", 0x20, 64, "10.4.6", mask(63, 12) | has(ecs or smts, bit(11)) | has(smts, bit(10)), RTADDR),
-        _rw("CCMD", 0x28, 64, "10.4.7", mask(63, 61) | mask(33), CCMD),
+        Register("CCMD", 0x28, 64, Access.RW, "10.4.7", CCMD, write_mask=mask(63, 61) | mask(33), hidden=mask(33, 16)),
         Register("FSTS", 0x34, 32, Access.W1C, "10.4.9", FSTS, w1c_mask=0x7D),
         *_event("FE", 0x38, 10, True),
         _rw("AFLOG", 0x58, 64, "10.4.15", has(afl, mask(63, 9)), AFLOG),
@@ -359,7 +359,7 @@ def registers(cap: int, ecap: int, version: int = 0x10) -> tuple[Register, ...]:
         _rw("IRTA", 0xB8, 64, "10.4.29", has(ir, mask(63, 12) | mask(3) | has(ECAP.get(ecap, "EIM"), bit(11))), IRTA),
     )
     moving = (
-        Register("IVA", iro, 64, Access.WO, "10.4.8.2", IVA, write_mask=mask(63, 12) | mask(6)),
+        Register("IVA", iro, 64, Access.WO, "10.4.8.2", IVA, write_mask=mask(63, 12) | mask(6), hidden=mask(63)),
         _rw("IOTLB", iro + 8, 64, "10.4.8.1", bit(63) | mask(61, 60) | mask(49, 32), IOTLB),
         *_fault_records(cap),
     )

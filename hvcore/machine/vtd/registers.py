@@ -24,6 +24,9 @@ class RegisterFile:
         for register in self.registers:
             self._claim(register, where)
         self.bytes = bytearray(align_up(max(r.offset + r.size for r in self.registers), 4096))
+        self._shown = bytearray(b"\xff" * len(self.bytes))
+        for r in self.registers:
+            self._shown[r.offset:r.offset + r.size] = (~r.hidden & (1 << r.width) - 1).to_bytes(r.size, "little")
         self.reset()
 
     def _claim(self, register: Register, where: str) -> None:
@@ -52,8 +55,9 @@ class RegisterFile:
         return self._words.get(offset)
 
     def peek(self, offset: int, width: int) -> int:
-        """`width` bytes as they lie, little-endian; zeros beyond the page."""
-        return int.from_bytes(self.bytes[offset:offset + width], "little")
+        """`width` bytes as software reads them, little-endian: zeros for what is write-only and beyond the page."""
+        shown = int.from_bytes(self._shown[offset:offset + width], "little")
+        return int.from_bytes(self.bytes[offset:offset + width], "little") & shown
 
     def merged(self, register: Register, offset: int, width: int, value: int) -> int:
         """What a write of `width` bytes at `offset` amounts to as a write of all of `register`: the rest of it keeps its writable bits."""
