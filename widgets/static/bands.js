@@ -1,6 +1,6 @@
 // The page map in bands: every lane is a horizontal band over one axis of addresses, the memory map above them.
 
-const TOP = 34, BAND = 30, PITCH = 44, FOOT = 34;
+const TOP = 50, BAND = 30, PITCH = 44, FOOT = 34, MAP_TOP = 22, MAP_HEIGHT = 15;
 // Widest that one page is drawn, in CSS pixels.
 const WIDEST = 160;
 const FEW = 64;
@@ -157,14 +157,14 @@ class Bands {
     for (const entry of map.e820) {
       const x = Math.max(this.x(entry.from), 0), end = Math.min(this.x(entry.to), this.width);
       if (end < 0 || x > this.width) continue;
-      surface.block(x, 8, Math.max(end - x, 1), 14, entry);
-      surface.badge(entry.words, (x + end) / 2, 15, end - x - 6);
+      surface.block(x, MAP_TOP, Math.max(end - x, 1), MAP_HEIGHT, entry);
+      surface.badge(entry.words, (x + end) / 2, MAP_TOP + MAP_HEIGHT / 2, end - x - 6);
     }
     if (!map.vmm) return;
     const [x, end] = map.vmm.map((page) => Math.min(Math.max(this.x(page), -4), this.width + 4));
     if (end < 0 || x > this.width) return;
-    surface.frame(x, 3, Math.max(end - x, 2), bottom - 3, { dash: [5, 3] });
-    surface.badge("VMM", (Math.max(x, 0) + Math.min(end, this.width)) / 2, TOP - 5, 60);
+    surface.frame(x, MAP_TOP - 4, Math.max(end - x, 2), bottom - MAP_TOP + 4, { dash: [5, 3] });
+    surface.text("VMM", (Math.max(x, 16) + Math.min(end, this.width - 16)) / 2, MAP_TOP - 9, { align: "center", bold: true });
   }
 
   // Addresses below the lanes, as round as they can be where there is room.
@@ -172,12 +172,15 @@ class Bands {
     const { surface } = this, y = this.top(this.map.lanes.length) - 4, room = 96;
     surface.line(0, y, this.width, y, { colour: surface.colours.quiet });
     const start = Math.max(this.page, 0);
-    for (let x = 0; x + room <= this.width + 1; x += room) {
-      const page = roundest(x ? this.pageAt(x + room * 0.15) : start, Math.min(this.pageAt(x + room * 0.85), this.axis.end));
-      if (page === null) continue;
-      const at = this.x(page), align = at < 34 ? "left" : at > this.width - 34 ? "right" : "center";
+    let taken = -Infinity;
+    for (let x = 0; x < this.width; x += room / 2) {
+      const page = roundest(x ? this.pageAt(x) : start, Math.min(this.pageAt(x + room / 2), this.axis.end));
+      const at = page === null ? -1 : this.x(page), half = 4 + 3.6 * address(page ?? 0).length;
+      const middle = Math.min(Math.max(at, half), this.width - half);
+      if (at < 0 || middle - half < taken) continue;
+      taken = middle + half;
       surface.line(at, y, at, y + 6, { colour: surface.colours.quiet });
-      surface.text(address(page), at, y + 18, { align });
+      surface.text(address(page), middle, y + 18, { align: "center" });
     }
   }
 

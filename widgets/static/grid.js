@@ -14,6 +14,9 @@ class Grid {
 
   get width() { return this.surface.width - INSET; }
 
+  // The page after the last one that the lane has anything to say of.
+  get end() { return Math.max(this.lane ? this.lane.start[this.lane.start.length - 1] : 0, 1); }
+
   height() { return Math.max(420, PITCH * this.map.lanes.length + TOP); }
 
   // Columns, the pages of a cell and its size in device pixels, as they follow from size and level.
@@ -21,13 +24,14 @@ class Grid {
     const { dpr } = this.surface, wide = this.width * dpr, high = this.surface.canvas.height;
     const most = 2 ** Math.max(3, Math.floor(Math.log2(this.width / CELL)));
     const cells = most * Math.floor(high / Math.floor(wide / most));
-    this.coarsest = Math.max(0, Math.ceil(Math.log2(this.map.axis.end / cells)));
+    this.coarsest = Math.max(0, Math.ceil(Math.log2(this.end / cells)));
     this.deepest = this.coarsest + Math.log2(most / LEAST_COLUMNS);
     this.level = Math.min(Math.max(this.level, 0), this.deepest);
     this.each = 2 ** Math.max(0, this.coarsest - this.level);
     this.columns = most / 2 ** Math.max(0, this.level - this.coarsest);
     this.cell = Math.floor(wide / this.columns);
-    this.tall = Math.min(this.cell, Math.round(CELL_HEIGHT * dpr));
+    const roomy = Math.floor(high / Math.ceil(this.end / this.row));
+    this.tall = Math.min(Math.max(this.cell, roomy), Math.round(CELL_HEIGHT * dpr));
     this.rows = Math.max(1, Math.floor(high / this.tall));
   }
 
@@ -35,7 +39,7 @@ class Grid {
 
   fit() {
     this.measure();
-    const rows = Math.ceil(this.map.axis.end / this.row);
+    const rows = Math.ceil(this.end / this.row);
     const first = Math.min(Math.floor(this.page / this.row), rows - this.rows);
     this.page = Math.max(0, first) * this.row;
   }
@@ -83,7 +87,7 @@ class Grid {
     const { dpr } = this.surface;
     const column = Math.floor((x - INSET) * dpr / this.cell), row = Math.floor(y * dpr / this.tall);
     const page = this.page + row * this.row + column * this.each;
-    const inside = column >= 0 && column < this.columns && row >= 0 && row < this.rows && page < this.map.axis.end;
+    const inside = column >= 0 && column < this.columns && row >= 0 && row < this.rows && page < this.end;
     return inside ? { lane: this.map.lane, page } : null;
   }
 
@@ -97,7 +101,7 @@ class Grid {
   draw() {
     const { surface, map } = this;
     this.fit();
-    const count = Math.min(this.columns * this.rows, Math.ceil((map.axis.end - this.page) / this.each));
+    const count = Math.min(this.columns * this.rows, Math.ceil((this.end - this.page) / this.each));
     if (this.edges?.length !== this.columns * this.rows + 1) {
       this.edges = new Float64Array(this.columns * this.rows + 1);
       this.shades = new Uint8Array(this.columns * this.rows);
@@ -113,7 +117,7 @@ class Grid {
     const mixed = this.shades.subarray(0, count).reduce((sum, shade) => sum + (shade === MIXED), 0);
     if (mixed <= FEW) this.rings(count);
     if (this.cell / surface.dpr > 84) this.spell(count);
-    return { mixed, first: this.page, after: Math.min(this.page + count * this.each, map.axis.end) };
+    return { mixed, first: this.page, after: Math.min(this.page + count * this.each, this.end) };
   }
 
   paint(count) {
@@ -144,7 +148,7 @@ class Grid {
     const { surface } = this, pitch = this.tall / surface.dpr, every = 2 ** Math.max(0, Math.ceil(Math.log2(18 / pitch)));
     for (let row = 0; row < this.rows; row += 1) {
       const page = this.page + row * this.row;
-      if (page >= this.map.axis.end || (page / this.row) % every) continue;
+      if (page >= this.end || (page / this.row) % every) continue;
       surface.text(address(page), INSET - 8, Math.max(row * pitch + Math.min(pitch, 18) / 2 + 4, 10), { align: "right" });
     }
   }
@@ -168,7 +172,7 @@ class Grid {
   }
 
   words() {
-    const after = Math.min(this.page + this.rows * this.row, this.map.axis.end);
+    const after = Math.min(this.page + this.rows * this.row, this.end);
     return `${address(this.page)}-${address(after)}; each cell: ${pagesWords(this.each)}, each row: ${size(this.row * PAGE)}`;
   }
 }

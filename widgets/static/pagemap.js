@@ -36,12 +36,13 @@ function render({ model, el }) {
     class: "hv-stage", role: "application", tabindex: "0", "aria-roledescription": "page map", "aria-describedby": mark,
   }, canvas, ...Object.values(marks));
   const gutter = make("div", { class: "hv-gutter", role: "group", "aria-label": "Lanes" });
-  const read = make("div", { class: "hv-said hv-number", role: "status" });
+  const read = make("div", { class: "hv-said hv-number", role: "status" }, "Point at a page, or move the cursor with the arrow keys.");
   const scale = make("div", { class: "hv-quiet hv-number" });
   const help = make("div", { class: "hv-quiet", id: mark }, KEYS);
   const surface = new Surface(canvas, el);
   let map = null, views = {}, selection = null, cursor = 0, frame = 0, own = false;
 
+  const grid = () => model.get("arrangement") === "grid";
   const view = () => views[model.get("arrangement")];
   const lane = () => map.lanes[map.lane];
   const bounded = (page) => Math.min(Math.max(Math.floor(page), 0), Math.max(map.axis.end - 1, 0));
@@ -75,10 +76,8 @@ function render({ model, el }) {
   }
 
   function laneButtons() {
-    gutter.replaceChildren(...map.lanes.map((each, n) => {
-      const chosen = button(each.name, () => useLane(n), { title: each.words });
-      return chosen;
-    }));
+    const above = make("span", { class: "hv-above" }, map.e820.length ? "E820" : "");
+    gutter.replaceChildren(above, ...map.lanes.map((each, n) => button(each.name, () => useLane(n), { title: each.words })));
   }
 
   function pressed() {
@@ -86,10 +85,10 @@ function render({ model, el }) {
       each.setAttribute("aria-pressed", String(model.get(each.dataset.trait) === each.dataset.value));
     }
     for (const each of legend.children) each.setAttribute("aria-pressed", String(Number(each.dataset.fill) === map.only));
-    [...gutter.children].forEach((each, n) => each.setAttribute("aria-pressed", String(n === map.lane)));
+    [...gutter.querySelectorAll("button")].forEach((each, n) => each.setAttribute("aria-pressed", String(n === map.lane)));
     axes.hidden = model.get("arrangement") === "grid";
     showChosen.disabled = !selection || selection.now().address === null;
-    gutter.classList.toggle("hv-banded", model.get("arrangement") === "bands");
+    gutter.firstChild.style.visibility = grid() ? "hidden" : "visible";
   }
 
   // --- drawing, once a frame at most
@@ -246,7 +245,6 @@ function render({ model, el }) {
 
   // --- keyboard
 
-  const grid = () => view() === views.grid;
   const actions = {
     "ArrowRight": () => go(view().step(cursor, 1)), "ArrowLeft": () => go(view().step(cursor, -1)),
     "ArrowDown": () => grid() ? go(cursor + views.grid.row) : useLane(map.lane + 1),

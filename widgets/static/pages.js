@@ -195,6 +195,7 @@ function told(map, lane, page, a, b) {
   }
   words.push(`${lane.says(i)}, ${address(first)}-${address(after)}, ${pagesWords(after - first)}`);
   if (lane.moved(i)) words.push(`leads to host-physical ${address(leads(map, lane, i, page))}`);
+  if (map.vmm && map.vmm[0] <= leads(map, lane, i, page) && leads(map, lane, i, page) < map.vmm[1]) words.push("the VMM's memory");
   const entry = map.e820.find((e) => e.from <= page && page < e.to);
   words.push(`E820 ${entry ? entry.words : "has nothing here"}`);
   return words.join(" \u00b7 ");
