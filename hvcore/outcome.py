@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .machine.cpu import Stop, StopKind
 
-__all__ = ["OUTCOMES", "Ending", "of_console", "of_foreign_text", "of_stop"]
+__all__ = ["OUTCOMES", "Ending", "is_ready", "of_console", "of_foreign_text", "of_stop"]
 
 OUTCOMES = {
     "up": "the guest runs and its disk answers",
@@ -26,6 +26,11 @@ class Ending:
 
     outcome: str
     why: str
+
+
+def is_ready(text: str) -> bool:
+    """Whether the guest says in `text` that its monitor is ready."""
+    return bool(_READY.search(text))
 
 
 def of_stop(stop: Stop) -> Ending:
@@ -49,7 +54,7 @@ def of_console(text: str, first_fault: str | None) -> Ending:
 
     `first_fault` describes the first fault a unit recorded, if any did.
     """
-    if not _READY.search(text):
+    if not is_ready(text):
         return Ending("guest-crash", "the guest waits for an interrupt that will not come, before its monitor was ready")
     lost = _LOST.search(text)
     if lost:

@@ -20,12 +20,14 @@ from .inspect.dump import save_dump
 from .inspect.e820 import E820Map
 from .inspect.explain import Explanation, explain_fault
 from .inspect.faults import Fault, read_faults
+from .inspect.history import Event, read_history
 from .inspect.interrupts import InterruptEntry, InterruptMessage, read_interrupts, read_messages
 from .inspect.lens import Lens, look
 from .inspect.permissions import Permissions
 from .inspect.records import Records
 from .inspect.runs import Runs
 from .inspect.scan import scan
+from .inspect.trace import Dma, read_trace
 from .inspect.units import Unit, read_units
 from .machine.description import MachineDescription
 from .machine.firmware import read_e820
@@ -245,6 +247,16 @@ class Run:
         return self._read("messages", lambda: read_messages(self._machine.pc.fabric.interrupts))
 
     @property
+    def history(self) -> Records[Event]:
+        """What happened to translation since power-on, and the phases of the boot, in order."""
+        return self._read("history", lambda: read_history(self._machine.pc.journal.happenings, self._machine.pc.journal.count))
+
+    @property
+    def dma(self) -> Records[Dma]:
+        """The newest DMA requests and what became of each."""
+        return self._read("dma", lambda: read_trace(self._machine.pc.fabric.trace, self._machine.pc.fabric.issued))
+
+    @property
     def console(self) -> Console:
         """Both consoles."""
         pc = self._machine.pc
@@ -328,7 +340,7 @@ class Run:
 
 
 _PARTS = ("ending", "e820", "units", "dmar", "domains", "permissions", "cpu", "cached", "faults", "interrupts", "messages", "console",
-          "vmm")
+          "vmm", "history", "dma")
 
 
 def _firmware_map(memory: Memory) -> tuple[E820Entry, ...]:

@@ -61,6 +61,7 @@ class Machine:
         self._guest: Elf | None = None
         self._progress: Callable[[str], None] = _silent
         self._pc = Pc(description, public_only)
+        self._pc.on_line = self._on_line
         self._engine = Engine(self._hurry)
 
     @classmethod
@@ -159,6 +160,7 @@ class Machine:
     def _enter(self, phase: str) -> None:
         """A phase begins: whoever waits for the machine is told, and it may be stopped there."""
         self._phase = phase
+        self._pc.journal.phase(phase, in_guest=phase == "guest runs")
         self._engine.gate(phase)
 
     def _start_over(self, config: Config) -> Run:
@@ -201,6 +203,11 @@ class Machine:
         if seen and self.exits.count > before:
             self._exit, self._to_exit = seen, False
             self._engine.ask()
+
+    def _on_line(self, line: bytes) -> None:
+        """The guest has printed a line."""
+        if outcome.is_ready(line.decode("latin-1")):
+            self._pc.journal.guest_ready()
 
     def _end(self, kind: str, why: str) -> None:
         self._ended = outcome.Ending(kind, why)

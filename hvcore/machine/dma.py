@@ -46,11 +46,14 @@ class DmaFabric:
 
     `unit_of(segment, source)` is the remapping unit that covers a requester, None where none does.  A message-signalled interrupt (an
     aligned 4-byte write to 0xFEExxxxx) goes through the unit too, then, as remapped, to `msi(source, address, data)` and not to memory.
-    `trace` keeps the newest results, `interrupts` the newest messages that got through.
+    `trace` keeps the newest results, of `issued` in all, with their time by `now` (nanoseconds), `interrupts` the newest messages that
+    got through.
     """
 
-    def __init__(self, memory: Memory, unit_of: Callable[[int, int], Remapper | None], msi: Callable[[int, int, int], None] | None = None):
-        self.memory, self.unit_of, self.msi = memory, unit_of, msi
+    def __init__(self, memory: Memory, unit_of: Callable[[int, int], Remapper | None], msi: Callable[[int, int, int], None] | None = None,
+                 now: Callable[[], int] | None = None):
+        self.memory, self.unit_of, self.msi, self.now = memory, unit_of, msi, now or _no_time
+        self.issued = 0
         self.trace: deque[DmaResult] = deque(maxlen=4096)
         self.interrupts: deque[Interrupt] = deque(maxlen=4096)
 
@@ -62,6 +65,7 @@ class DmaFabric:
         """Carries a request out page by page, in order; stops at the first page that faults or where no memory answers."""
         result = self._carry(request, data)
         self.trace.append(result)
+        self.issued += 1
         return result
 
     def _carry(self, request: DmaRequest, data: bytes) -> DmaResult:
@@ -69,28 +73,34 @@ class DmaFabric:
         if _is_message(request):
             return self._interrupt(unit, request, int.from_bytes(data, "little"))
         done: list[bytes] = []
+        landing, time = None, self.now()
         for part, offset in pages(request):
             address = unit.remap(part) if unit else part.iova
             if isinstance(address, RemapFault):
-                return DmaResult(request, None, address)
+                return DmaResult(request, None, address, landing, time)
+            landing = address if landing is None else landing
             if not self.memory.backed(address, part.length):
-                return DmaResult(request, None)
+                return DmaResult(request, None, None, landing, time)
             if request.access is Direction.READ:
                 done.append(self.memory.read(address, part.length))
             else:
                 self.memory.write(address, data[offset:offset + part.length])
-        return DmaResult(request, b"".join(done))
+        return DmaResult(request, b"".join(done), None, landing, time)
 
     def _interrupt(self, unit: Remapper | None, request: DmaRequest, data: int) -> DmaResult:
         """A message-signalled interrupt on its way to the processors; a unit may block it."""
         source, address = request.source, request.iova
         sent = unit.interrupt(source, address, data) if unit else as_written(source, address, data)
         if isinstance(sent, RemapFault):
-            return DmaResult(request, None, sent)
+            return DmaResult(request, None, sent, None, self.now())
         self.interrupts.append(sent)
         if self.msi:
             self.msi(source, *sent.message)
-        return DmaResult(request, b"")
+        return DmaResult(request, b"", None, None, self.now())
+
+
+def _no_time() -> int:
+    return 0
 
 
 def _is_message(request: DmaRequest) -> bool:

@@ -12,6 +12,7 @@ from .cmos import Cmos
 from .cpu import Cpu, Stop, StopKind
 from .description import MachineDescription
 from .dma import MSI, DmaFabric
+from .journal import Journal
 from .memory import Memory
 from .pci import RootComplex
 from .pic import Pic
@@ -29,6 +30,10 @@ DEBUG_PORT = 0xE9
 
 def _open() -> None:
     """A gate at which nobody is held."""
+
+
+def _unread(line: bytes) -> None:
+    """Where nobody reads what the guest prints."""
 
 
 class _DebugPort:
@@ -51,7 +56,8 @@ class Pc:
 
     `halted`: the processor stands behind an HLT of the host.  `serial` is what was sent on COM1, `debug` what was written to port 0xE9,
     `messages` the newest message-signalled interrupts as (source, address, data) behind the remapping units, the source None where a unit
-    sent it, which nothing remaps: no local APIC takes them.
+    sent it, which nothing remaps: no local APIC takes them.  `journal` has what happened to translation since power-on; `on_line` is
+    called with each line that was sent on COM1.
     """
 
     memory: Memory
@@ -61,6 +67,7 @@ class Pc:
 
     def __init__(self, machine: MachineDescription, public_only: bool = False):
         self.machine, self.public_only = machine, public_only
+        self.on_line: Callable[[bytes], None] = _unread
         self.memory = Memory(machine.ram_runs)
         self.topology = Topology(_parsed(machine.dmar), machine.pci)
         self.power_on()
@@ -72,9 +79,10 @@ class Pc:
         self.memory.reset()
         self.clock = Clock()
         self.bus = Bus(self.memory)
+        self.journal = Journal(self.clock)
         self.units = self._units()
         self.messages: deque[tuple[int | None, int, int]] = deque(maxlen=256)
-        self.fabric = DmaFabric(self.memory, self._unit_of, self._message)
+        self.fabric = DmaFabric(self.memory, self._unit_of, self._message, lambda: self.clock.now)
         self._legacy()
         self.root = RootComplex(self.bus, self.fabric, self.clock, self.machine, self.interrupts)
         self.layout = firmware.lay(self.memory, self.machine)
@@ -84,6 +92,7 @@ class Pc:
     def _units(self) -> list[RemappingUnit]:
         units = [RemappingUnit(u, self.memory, self.machine.host_address_width, self._unit_message) for u in self.machine.units]
         for unit in units:
+            unit.changed = self.journal.unit_changed
             try:
                 self.bus.map_mmio(unit.base, unit.size, f"VT-d unit at {unit.base:#x}", unit)
             except ValueError as e:
@@ -96,7 +105,7 @@ class Pc:
         self.pit = Pit(self.bus, self.clock, self.interrupts)
         self.pm_timer = PmTimer(self.bus, self.clock)
         self.cmos = Cmos(self.bus, self.clock, self.machine.ram_runs)
-        self.uart = Uart(self.bus, self.interrupts, self.serial.extend)
+        self.uart = Uart(self.bus, self.interrupts, self._sent)
         self.reset_ports = ResetPorts(self.bus, self._reset)
         self._debug = _DebugPort()
         self.bus.map_ports(DEBUG_PORT, 1, self._debug)
@@ -106,6 +115,11 @@ class Pc:
     def debug(self) -> bytes:
         """Everything written to port 0xE9."""
         return bytes(self._debug.output)
+
+    def _sent(self, data: bytes) -> None:
+        self.serial.extend(data)
+        if data.endswith(b"\n"):
+            self.on_line(bytes(self.serial[self.serial.rfind(b"\n", 0, -1) + 1:]))
 
     def _unit_of(self, segment: int, source: int) -> RemappingUnit | None:
         index = self.topology.unit_index(segment, source)

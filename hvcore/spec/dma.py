@@ -1,6 +1,6 @@
 """A DMA request and what becomes of it, as values that go through the machine whole."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from .pci import format_bdf
@@ -48,11 +48,14 @@ class RemapFault:
 class DmaResult:
     """What a device gets: the bytes of a read (or b"" of a write) and `fault` None; or `data` None and why.
 
-    `fault` is None and `data` None where the request was translated but no memory answers there (master abort)."""
+    `fault` is None and `data` None where the request was translated but no memory answers there (master abort).  `landing` is the
+    host-physical address at which its first page was sought, None where it had none; `time` in virtual nanoseconds since power-on."""
 
     request: DmaRequest
     data: bytes | None
     fault: RemapFault | None = None
+    landing: int | None = field(default=None, compare=False)
+    time: int = field(default=0, compare=False)
 
     @property
     def ok(self) -> bool:

@@ -53,7 +53,8 @@ class RemappingUnit:
     """A unit of the machine: an MMIO device of one register page, and the remapper of the requesters it covers.
 
     `host_address_width` is in bits; `msi(address, data)` carries the unit's own interrupt messages; with `ideal_caches` nothing is
-    remembered, so that every request sees the tables as they are.  Raises `BadMachine` for capability words of no real unit.
+    remembered, so that every request sees the tables as they are.  `changed(unit, command)` is called when a command of GCMD was carried
+    out, and with "PMEN" when protected memory may have changed.  Raises `BadMachine` for capability words of no real unit.
     """
 
     def __init__(self, description: UnitDescription, memory: Memory, host_address_width: int,
@@ -63,6 +64,7 @@ class RemappingUnit:
         self.file = RegisterFile(registers(cap, ecap, description.version), f"VT-d unit at {description.base:#x}")
         self.walker = Walker(memory, cap, ecap, host_address_width)
         self.notes: deque[UnitNote] = deque(maxlen=256)
+        self.changed: Callable[[RemappingUnit, str], None] = _unwatched
         self._contexts, self._iotlb = ContextCache(), Iotlb()
         send = msi or _unheard
         self._fault_event, self._queue_event = EventRegisters(self.file, "FE", send), EventRegisters(self.file, "IE", send)
@@ -119,6 +121,11 @@ class RemappingUnit:
     def interrupt_table(self) -> int:
         """The interrupt table register as SIRTP last latched it; 0 after reset."""
         return self._interrupts.table
+
+    @property
+    def protected(self) -> tuple[tuple[int, int], ...]:
+        """The protected memory regions that are enforced, half-open, host-physical."""
+        return self._protected
 
     def register(self, name: str) -> int:
         """The value of a register by its name."""
@@ -202,6 +209,7 @@ class RemappingUnit:
         self.file["GSTS"] = command.answer(value, self.file["GSTS"])
         if effect := self._command_effects.get(command.name):
             effect()
+        self.changed(self, command.name)
 
     def _latch_root(self) -> None:
         self._root = self.file["RTADDR"]
@@ -226,6 +234,7 @@ class RemappingUnit:
         have = [name for name, cap in (("PLM", "PLMR"), ("PHM", "PHMR")) if enabled and CAP.get(self.description.cap, cap)]
         bounds = [(self.file[name + "BASE"], (self.file[name + "LIMIT"] | _GRANULE) + 1) for name in have]
         self._protected = tuple((start, end) for start, end in bounds if start < end)
+        self.changed(self, "PMEN")
 
     def _unless_protected(self, request: DmaRequest) -> int | RemapFault:
         """An untranslated request: to its own address, unless a protected region holds it, which is neither recorded nor reported."""
@@ -316,6 +325,10 @@ class RemappingUnit:
 def _is_interrupt(request: DmaRequest) -> bool:
     """A write of 4 aligned bytes in the interrupt range is a message, which no table translates."""
     return request.access is Direction.WRITE and request.length == 4 and not request.iova % 4
+
+
+def _unwatched(unit: RemappingUnit, command: str) -> None:
+    """Where nobody keeps a history."""
 
 
 def _unheard(address: int, data: int) -> None:
