@@ -101,7 +101,7 @@ class Memory:
         """Whether a whole 4 KiB page of RAM begins at each of many addresses."""
         run = np.searchsorted(self._starts, addresses, "right").astype(np.int64) - 1
         end = self._ends[np.maximum(run, 0)]
-        return (run >= 0) & (addresses < end) & (addresses % np.uint64(PAGE) == 0)
+        return np.asarray((run >= 0) & (addresses < end) & (addresses % np.uint64(PAGE) == 0), np.bool_)
 
     def tables(self, addresses: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """The 4 KiB pages at many page-aligned addresses: words [n, 512], zeros where there is no RAM, and readable [n].
