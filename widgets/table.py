@@ -14,7 +14,7 @@ from .view import View, module, style
 if TYPE_CHECKING:
     from hvcore import Run
 
-__all__ = ["ChangeTable", "FaultTable", "RunTable", "Table"]
+__all__ = ["ChangeTable", "DmaTable", "FaultTable", "RunTable", "Table"]
 
 LIMIT = 100_000
 """Rows that go to the browser; what is beyond them is counted."""
@@ -126,6 +126,16 @@ class FaultTable(_OfRun):
     def _chosen(self, number: int, record: Any) -> dict[str, Any]:
         return {"fault": number, "address": record.address, "space": "iova", "device": record.source,
                 "domain": self._domain_of(record.unit, record.source)}
+
+
+class DmaTable(_OfRun):
+    """The newest DMA requests, also those that went through; choosing one chooses its device and address."""
+
+    def _records(self, run: "Run") -> Records[Any]:
+        return run.dma
+
+    def _chosen(self, number: int, record: Any) -> dict[str, Any]:
+        return {"address": record.iova, "space": "iova", "device": record.source}
 
 
 class RunTable(_OfRun):
