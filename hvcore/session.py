@@ -37,6 +37,8 @@ __all__ = ["Machine", "command_line", "lab_guest"]
 COMMAND_LINE = "console=ttyS0,115200"
 WALL_LIMIT = 60.0
 """Seconds of wall time after which a guest that never waits is given up, where nobody says otherwise."""
+Watch = Callable[[str | None], None]
+"""Called with each phase as it begins, and with None every 50 ms."""
 TICK = 0.05
 """Seconds between two looks at a machine that works."""
 
@@ -92,11 +94,11 @@ class Machine:
     # --- booting
 
     def boot(self, config: Config | None = None, progress: Callable[[str], None] | None = None, guest: Elf | None = None, *,
-             limit: float | None = None, tick: Callable[[], None] | None = None) -> Run:
+             limit: float | None = None, watch: Watch | None = None) -> Run:
         """Power on, core, guest, until the guest waits for input or something ends or stops it.  The run before is kept as it stood.
 
-        `progress` is told each phase, `tick` is called every 50 ms, both on this thread.  After `limit` seconds of wall time (60 if None,
-        `math.inf` for never) the guest is given up.  Ctrl-C, or whatever `progress` raises, stops the machine, and it can go on.
+        `progress` is told each phase, `watch` each phase and None every 50 ms, both on this thread.  After `limit` seconds of wall time (60
+        if None, `math.inf` for never) the guest is given up.  Ctrl-C, or whatever these raise, stops the machine, and it can go on.
         Raises BadMachine where the machine cannot hold the guest at all, BadConfig for what is no Config.
         """
         config = Config() if config is None else config
@@ -106,7 +108,7 @@ class Machine:
         self._give_up()
         self._progress = progress or _silent
         self._engine.start(lambda: self._work(lambda: self._boot(config, guest)))
-        self._drive(tick, limit=WALL_LIMIT if limit is None else limit)
+        self._drive(watch, limit=WALL_LIMIT if limit is None else limit)
         return self._current()
 
     def _give_up(self) -> None:
@@ -265,10 +267,10 @@ class Machine:
     def _hurry(self, at_once: bool) -> None:
         self._pc.cpu.pause(at_once)
 
-    def resume(self, seconds: float | None = None, *, tick: Callable[[], None] | None = None) -> Run:
+    def resume(self, seconds: float | None = None, *, watch: Watch | None = None) -> Run:
         """Goes on from a stop, as long as it takes or for at most `seconds` of wall time, after which the machine is stopped again."""
         self._let_go()
-        self._drive(tick, stop_after=seconds)
+        self._drive(watch, stop_after=seconds)
         return self._current()
 
     def _let_go(self) -> None:
@@ -278,18 +280,22 @@ class Machine:
         elif self.state in ("stopped", "waiting"):
             self._engine.start(lambda: self._work(self._go))
 
-    def _drive(self, tick: Callable[[], None] | None, limit: float | None = None, stop_after: float | None = None) -> None:
+    def _drive(self, watch: Watch | None, limit: float | None = None, stop_after: float | None = None) -> None:
         """Waits until the machine is at rest; whatever is raised meanwhile, a Ctrl-C too, stops it."""
-        since = time.monotonic()
+        watch, since = watch or _silent, time.monotonic()
+
+        def heard(phase: str) -> None:
+            self._progress(phase)
+            watch(phase)
+
         try:
-            while not self._engine.wait(TICK if stop_after is None else min(TICK, stop_after), self._progress):
+            while not self._engine.wait(TICK if stop_after is None else min(TICK, stop_after), heard):
                 spent = time.monotonic() - since
                 if limit is not None and spent >= limit:
                     self._pc.cpu.stop(StopKind.TIMEOUT, f"still running after {limit:g} s of wall time")
                 if stop_after is not None and spent >= stop_after:
                     self._engine.ask()
-                if tick is not None:
-                    tick()
+                watch(None)
         except BaseException:
             self._engine.stop()
             raise
@@ -306,7 +312,7 @@ class Machine:
             self.resume()
         return steps
 
-    def step_exit(self) -> ExitStep | None:
+    def step_exit(self, *, watch: Watch | None = None) -> ExitStep | None:
         """Lets the guest run to its next exit to the core and stops behind the core's answer to it; the exit, or None where none came.
 
         `state` says then whether the guest waits, has ended or was stopped.  Raises HvlabError where there is no guest that could run.
@@ -314,7 +320,7 @@ class Machine:
         self._stepping_base()
         self._exit, self._to_exit = None, True
         try:
-            self.resume()
+            self.resume(watch=watch)
         finally:
             self._to_exit = False
         return self._exit
@@ -341,24 +347,24 @@ class Machine:
         with self.still():
             self._pc.type(text.encode("latin-1", "replace"))
 
-    def send(self, text: str, *, limit: float | None = None, tick: Callable[[], None] | None = None) -> str:
+    def send(self, text: str, *, limit: float | None = None, watch: Watch | None = None) -> str:
         """Sends input to the guest's console and lets it run until it waits again; returns what it printed meanwhile.
 
         A machine that was stopped goes on; where its boot was, that comes to its end first.  A guest that resets the machine is booted
-        again with the same options.  `limit` and `tick` as `boot` has them.
+        again with the same options.  `limit` and `watch` as `boot` has them.
         """
         limit = WALL_LIMIT if limit is None else limit
         self._must_have_guest()
         if not self._up:
             self._let_go()
-            self._drive(tick, limit=limit)
+            self._drive(watch, limit=limit)
             self._must_have_guest()
             if self.state == "stopped":
                 raise HvlabError("the machine was stopped before its guest was ready, and nothing was sent: resume() it first")
         before, number = len(self._pc.serial), self._boots
         self.key_in(text)
         self._let_go()
-        self._drive(tick, limit=limit)
+        self._drive(watch, limit=limit)
         return bytes(self._pc.serial[before if self._boots == number else 0:]).decode("latin-1")
 
     def _must_have_guest(self) -> None:
@@ -429,6 +435,6 @@ def command_line(machine: MachineDescription) -> str:
     return COMMAND_LINE + (f" pci=lastbus={max(f.source >> 8 for f in first):d}" if roots else "")
 
 
-def _silent(_phase: str) -> None:
+def _silent(_phase: str | None) -> None:
     pass
 
