@@ -45,7 +45,7 @@ class Bands {
   x(page) { return this.axis.distance(this.page, page) / this.scale; }
 
   zoom(factor, page) {
-    const x = Math.min(Math.max(this.x(page), 0), this.width);
+    const seen = this.x(page), x = seen >= 0 && seen < this.width ? seen : this.width / 2;
     this.scale = Math.min(Math.max(this.scale * factor, this.least(page)), this.most);
     this.page = this.axis.advance(page, -x * this.scale);
     this.fit();
@@ -79,9 +79,10 @@ class Bands {
   // What the pixel that holds a page shows: from page a up to page b.
   pixel(page) {
     const pixel = this.scale / this.surface.dpr;
+    if (this.axis.distance(page, page + 1) >= pixel) return [page, page + 1];
     const x = Math.floor(this.axis.distance(this.page, page) / pixel + 1e-9);
     const a = this.axis.advance(this.page, x * pixel), b = this.axis.advance(this.page, (x + 1) * pixel);
-    return b - a < 1 ? [Math.floor(page), Math.floor(page) + 1] : [a, b];
+    return [a, b];
   }
 
   // Lane and page under a point of the canvas.

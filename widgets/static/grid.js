@@ -1,6 +1,6 @@
 // The page map as a grid: one lane row by row, each cell 2^k pages; so one page among 2^28 has a cell of its own to show up in.
 
-const INSET = 104, CELL = 3, LEAST_COLUMNS = 8, CELL_HEIGHT = 24;
+const INSET = 104, CELL = 3, LEAST_COLUMNS = 8, CELL_HEIGHT = 24, GRID_HEIGHT = 420;
 
 class Grid {
   constructor(map, surface) {
@@ -17,7 +17,7 @@ class Grid {
   // The page after the last one that the lane has anything to say of.
   get end() { return Math.max(this.lane ? this.lane.start[this.lane.start.length - 1] : 0, 1); }
 
-  height() { return Math.max(420, PITCH * this.map.lanes.length + TOP); }
+  height() { return GRID_HEIGHT; }
 
   // Columns, the pages of a cell and its size in device pixels, as they follow from size and level.
   measure() {

@@ -38,9 +38,9 @@ function render({ model, el }) {
   const gutter = make("div", { class: "hv-gutter", role: "group", "aria-label": "Lanes" });
   const read = make("div", { class: "hv-said hv-number", role: "status" }, "Point at a page, or move the cursor with the arrow keys.");
   const scale = make("div", { class: "hv-quiet hv-number" });
-  const help = make("div", { class: "hv-quiet", id: mark }, KEYS);
+  const help = make("details", { class: "hv-quiet" }, make("summary", {}, "Keys"), make("div", { id: mark }, KEYS));
   const surface = new Surface(canvas, el);
-  let map = null, views = {}, selection = null, cursor = 0, frame = 0, own = false;
+  let map = null, views = {}, selection = null, cursor = 0, frame = 0, width = 0, own = false;
 
   const grid = () => model.get("arrangement") === "grid";
   const view = () => views[model.get("arrangement")];
@@ -88,7 +88,7 @@ function render({ model, el }) {
     [...gutter.querySelectorAll("button")].forEach((each, n) => each.setAttribute("aria-pressed", String(n === map.lane)));
     axes.hidden = model.get("arrangement") === "grid";
     showChosen.disabled = !selection || selection.now().address === null;
-    gutter.firstChild.style.visibility = grid() ? "hidden" : "visible";
+    el.classList.toggle("hv-rows", grid());
   }
 
   // --- drawing, once a frame at most
@@ -97,15 +97,17 @@ function render({ model, el }) {
 
   function draw() {
     frame = 0;
-    if (!map || !el.isConnected) return;
+    if (!map || !width) return;
+    const first = !surface.width;
     if (!surface.colours) surface.theme();
-    surface.resize(Math.max(stage.clientWidth, 200), view().height());
+    surface.resize(width, view().height());
     const started = performance.now();
-    const { mixed, first, after } = view().draw();
+    if (first) view().reveal(cursor);
+    const { mixed, first: from, after } = view().draw();
     place(marks.cursor, view().where(map.lane, cursor));
     placeChosen();
     canvas.dataset.drawMs = (performance.now() - started).toFixed(3);
-    Object.assign(canvas.dataset, { mixed, first: address(first), after: address(Math.ceil(after)), cursor: address(cursor) });
+    Object.assign(canvas.dataset, { mixed, first: address(from), after: address(Math.ceil(after)), cursor: address(cursor) });
     scale.textContent = view().words();
   }
 
@@ -189,7 +191,7 @@ function render({ model, el }) {
       const n = map.lanes.findIndex((each) => chosen.domain && each.keys.includes(chosen.domain));
       if (n >= 0 && !lane()?.keys.includes(chosen.domain)) map.lane = n;
       cursor = page;
-      view().reveal(page, near);
+      if (surface.width) view().reveal(page, near);
       if (near) say(map.lane, cursor, true);
     }
     own = false;
@@ -267,10 +269,12 @@ function render({ model, el }) {
   // --- what comes from outside
 
   function load() {
-    const only = map?.only ?? null;
+    const last = map;
     map = mapOf(model);
-    map.only = only;
-    views.bands ? Object.values(views).forEach((each) => { each.map = map; }) : views = { bands: new Bands(map, surface), grid: new Grid(map, surface) };
+    map.only = last?.only ?? null;
+    if (views.bands) Object.values(views).forEach((each) => { each.map = map; });
+    if (views.bands && last.axis.length !== map.axis.length) views.bands.page = views.bands.scale = 0;
+    if (!views.bands) views = { bands: new Bands(map, surface), grid: new Grid(map, surface) };
     cursor = bounded(cursor);
     surface.use(map.fills);
     legendButtons();
@@ -282,7 +286,6 @@ function render({ model, el }) {
   function arrange() {
     pressed();
     draw();
-    if (lane()) { view().reveal(cursor); soon(); }
   }
 
   let waiting = false;
@@ -295,7 +298,11 @@ function render({ model, el }) {
   const offContent = onChange(model, content, reload);
   const offLayout = onChange(model, ["arrangement"], () => { if (map) arrange(); });
   const offLane = onChange(model, ["lane"], () => { if (map && map.lane !== model.get("lane")) useLane(model.get("lane")); });
-  const resized = new ResizeObserver(soon);
+  // The width as it was last laid out; none where the view is not on the page or hidden.
+  const resized = new ResizeObserver((entries) => {
+    width = Math.floor(entries[entries.length - 1].contentRect.width);
+    soon();
+  });
   resized.observe(stage);
   const themed = new MutationObserver(() => { surface.theme(); soon(); });
   themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });
@@ -329,17 +336,16 @@ function nextPiece(map, lane, page, direction, search) {
   return found.length ? start(direction > 0 ? Math.min(...found) : Math.max(...found)) : null;
 }
 
-// The next pixel, as pixels are now, in which several things lie; its first page that differs from the one before, or null.
+// The next pixel, as pixels are now, in which several things lie; the border in it, or null.
 function nextMixed(view, lane, page, direction) {
+  const { start } = lane;
   let [a, b] = view.pixel(page);
-  for (let i = lane.at(direction > 0 ? b : a); i > 0 && i < lane.start.length;) {
-    const border = lane.start[direction > 0 && lane.start[i] < b ? ++i : i];
-    if (border === undefined) return null;
-    [a, b] = view.pixel(border);
+  let i = direction > 0 ? before(start, b) : before(start, a) - 1;
+  while (i > 0 && i < start.length) {
+    [a, b] = view.pixel(start[i]);
     const here = lane.among(a, b);
-    if (border > a && border < b && !lane.alike(here.i, here.j) && b > page !== direction < 0) return border;
-    i = direction > 0 ? Math.max(here.j, i) : Math.min(here.i, i) - 1;
-    if (direction > 0 && i >= lane.start.length - 1) return null;
+    if (!lane.alike(here.i, here.j)) return start[i];
+    i = direction > 0 ? Math.max(i + 1, before(start, b)) : Math.min(i, before(start, a)) - 1;
   }
   return null;
 }
