@@ -39,10 +39,10 @@ ERRORS = "[data-mime-type='application/vnd.jupyter.error'], [data-mime-type='app
 
 
 class Lab:
-    """A running server: `url` of a notebook, `request` to its API."""
+    """A running server: `url` of a notebook, `request` to its API; its notebooks are in the folder `root`."""
 
-    def __init__(self, port: int, token: str):
-        self.origin, self.token = f"http://127.0.0.1:{port}", token
+    def __init__(self, port: int, token: str, root: Path):
+        self.origin, self.token, self.root = f"http://127.0.0.1:{port}", token, root
 
     def url(self, notebook: str) -> str:
         return f"{self.origin}/lab/tree/{notebook}?reset&token={self.token}"
@@ -61,10 +61,18 @@ SMALL = "small.ipynb"
 """A notebook with nothing but the workbench of a small machine."""
 
 
-def _small() -> str:
-    cell = nbformat.v4.new_code_cell("from widgets import Workbench\nWorkbench('q35-6g')")
+def notebook_of(*cells: str) -> str:
+    """The text of a notebook with these code cells."""
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    return nbformat.writes(nbformat.v4.new_notebook(cells=[cell], metadata=kernel))
+    return nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel))
+
+
+def with_cell(page: Page, lab: Lab, code: str, name: str = "cell.ipynb") -> Locator:
+    """The panel of a new notebook with one cell, run."""
+    (lab.root / name).write_text(notebook_of(code))
+    panel = open_notebook(page, lab, name)
+    run_all(page, panel)
+    return panel
 
 
 def _free_port() -> int:
@@ -87,10 +95,10 @@ def _environment(folder: Path) -> dict[str, str]:
 def running_lab(folder: Path) -> Iterator[Lab]:
     """JupyterLab on copies of the notebooks in `folder`."""
     shutil.copytree(ROOT / "notebooks", folder / "root", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    (folder / "root" / SMALL).write_text(_small())
-    lab = Lab(_free_port(), secrets.token_hex(16))
+    (folder / "root" / SMALL).write_text(notebook_of("from widgets import Workbench\nWorkbench('q35-6g')"))
+    lab = Lab(_free_port(), secrets.token_hex(16), folder / "root")
     options = ["--no-browser", "--ip=127.0.0.1", f"--port={lab.origin.rpartition(':')[2]}", "--ServerApp.port_retries=0", "--allow-root",
-               f"--IdentityProvider.token={lab.token}", f"--ServerApp.root_dir={folder / 'root'}", "--ServerApp.terminals_enabled=False",
+               f"--IdentityProvider.token={lab.token}", f"--ServerApp.root_dir={lab.root}", "--ServerApp.terminals_enabled=False",
                "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--LabApp.extension_manager=readonly"]
     with open(folder / "lab.log", "w") as log:
         command = [sys.executable, "-m", "jupyterlab", *options]
