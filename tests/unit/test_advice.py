@@ -31,7 +31,7 @@ def test_the_first_fault_names_device_address_and_reason():
         assert "end at 0x100000000" in advice.why
         assert "8,721 table pages" in advice.price
         heap = m.reboot(IOMMU_MAP_END="ram").vmm
-        assert 8721 <= heap.heap_pages_used <= 8721 + 32
+        assert abs(heap.heap_pages_used - 8721) < 8721 / 20
 
 
 def test_an_open_machine_is_told_what_is_open_and_closing_it_helps():
