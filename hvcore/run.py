@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import outcome
 from .errors import BadTable, HvlabError
+from .figures import attach, attach_differences
 from .inspect.cached import CachedDomain, read_cached
 from .inspect.diff import Change, diff_runs
 from .inspect.dmar import DmarTable, read_dmar
@@ -20,6 +21,7 @@ from .inspect.dump import save_dump
 from .inspect.e820 import E820Map
 from .inspect.explain import Explanation, explain_fault
 from .inspect.faults import Fault, read_faults
+from .inspect.functions import Function, read_functions
 from .inspect.history import Event, read_history
 from .inspect.interrupts import InterruptEntry, InterruptMessage, read_interrupts, read_messages
 from .inspect.lens import Lens, look
@@ -28,7 +30,7 @@ from .inspect.records import Records
 from .inspect.runs import Runs
 from .inspect.scan import scan
 from .inspect.trace import Dma, read_trace
-from .inspect.units import Unit, read_units
+from .inspect.units import RegisterValue, Unit, read_registers, read_units
 from .machine.description import MachineDescription
 from .machine.firmware import read_e820
 from .machine.memory import Memory
@@ -138,7 +140,9 @@ class Run:
         if self._kept is None:
             with self._machine.still():
                 if self._kept is None:
-                    return read()
+                    part = read()
+                    attach(name, part, self)
+                    return part
         kept: T = self._kept[name]
         return kept
 
@@ -188,6 +192,25 @@ class Run:
         pc = self._machine.pc
         covered = {u.base: pc.topology.requesters(i) for i, u in enumerate(pc.units)}
         return self._read("units", lambda: read_units(pc.units, lambda base: covered[base], self._machine.description.host_address_width))
+
+    @property
+    def functions(self) -> Records[Function]:
+        """The PCI functions by their configuration space, with the unit that sees each."""
+        return self._read("functions", self._functions)
+
+    def _functions(self) -> Records[Function]:
+        pc = self._machine.pc
+
+        def unit_of(segment: int, requester: int) -> int | None:
+            index = pc.topology.unit_index(segment, requester)
+            return None if index is None else pc.units[index].base
+
+        return read_functions(pc.root.functions, unit_of)
+
+    @property
+    def registers(self) -> dict[int, Records[RegisterValue]]:
+        """Every register of every unit, decoded, by the unit's register base."""
+        return self._read("registers", lambda: {u.base: read_registers(u) for u in self._machine.pc.units})
 
     @property
     def dmar(self) -> DmarTable:
@@ -301,7 +324,9 @@ class Run:
 
     def diff(self, other: "Run") -> Records[Change]:
         """What is different in `other`, aligned."""
-        return diff_runs(self, other)
+        changes = diff_runs(self, other)
+        attach_differences(changes, self, other)
+        return changes
 
     def dump(self, folder: str | Path) -> list[Path]:
         """Writes tables.npz and registers.json; returns their paths."""
@@ -339,8 +364,8 @@ class Run:
         return f"<p>{head}</p>" + "".join(part._repr_html_() for part in (self.e820, self.units, self.domains, self.faults) if len(part))
 
 
-_PARTS = ("ending", "e820", "units", "dmar", "domains", "permissions", "cpu", "cached", "faults", "interrupts", "messages", "console",
-          "vmm", "history", "dma")
+_PARTS = ("ending", "e820", "units", "registers", "dmar", "domains", "permissions", "cpu", "cached", "faults", "interrupts", "messages",
+          "console", "vmm", "history", "dma", "functions")
 
 
 def _firmware_map(memory: Memory) -> tuple[E820Entry, ...]:

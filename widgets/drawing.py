@@ -8,24 +8,27 @@ import html
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LINE", "MUTED", "TEXT", "Drawing", "Figure", "Fill", "box_height", "device_part", "domain_part", "hatch_path", "range_part"]
+__all__ = ["LINE", "MUTED", "ROW", "TEXT", "Drawing", "Figure", "Fill", "Part", "box_height", "device_part", "domain_part", "hatch_path",
+           "path_part", "range_part"]
 
 TEXT = "var(--jp-ui-font-color1, #222)"
 MUTED = "var(--jp-ui-font-color2, #555)"
 LINE = "var(--jp-border-color1, #999)"
-READABLE = 640
-"""Pixels below which a figure does not shrink but scrolls, for its text would be too small."""
+READABLE = 0.9
+"""The least part of its size to which a figure shrinks; in less room it scrolls, for its text would be too small."""
 FONT = "var(--jp-ui-font-family, system-ui, sans-serif)"
 
 Part = Mapping[str, str]
 """What a shape stands for: the data-* attributes by which a view that is alive lets it be chosen."""
 NO_PART: Part = {}
 _VARIABLE = re.compile(r"var\(--[\w-]+, ([^()]*)\)")
+ROW = 17.0
+"""Height of a node that is one row of a list."""
 PNG_ZOOM = 2.0
 """Pixels of a PNG to a unit of a drawing."""
 
@@ -85,12 +88,12 @@ class Drawing:
         dash = ' stroke-dasharray="3 3"' if dashed else ""
         self._shapes.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"{dash}/>')
 
-    def link(self, x1: float, y1: float, x2: float, y2: float, *, dashed: bool = False, tip: str = "") -> None:
+    def link(self, x1: float, y1: float, x2: float, y2: float, *, dashed: bool = False, tip: str = "", part: Part = NO_PART) -> None:
         """A curve that leaves and arrives level, for edges of a graph."""
         middle = (x1 + x2) / 2
         dash = ' stroke-dasharray="6 4"' if dashed else ""
         self._shapes.append(f'<path d="M{x1:.1f},{y1:.1f} C{middle:.1f},{y1:.1f} {middle:.1f},{y2:.1f} {x2:.1f},{y2:.1f}" fill="none" '
-                            f'stroke="{MUTED}" stroke-width="1.6"{dash}>{_tip(tip)}</path>')
+                            f'stroke="{MUTED}" stroke-width="1.6"{dash}{_data(part)}>{_tip(tip)}</path>')
 
     def box(self, x: float, y: float, width: float, lines: list[str], tip: str = "", part: Part = NO_PART) -> None:
         """A node of a graph: a frame with lines of text, the first of them bold.  It is `box_height(lines)` high."""
@@ -99,6 +102,13 @@ class Drawing:
                             f'height="{box_height(lines):.1f}" rx="5" fill="transparent" stroke="{TEXT}" stroke-width="1.2"/>')
         for i, words in enumerate(lines):
             self.text(x + 8, y + 16 + 15 * i, words, size=11, bold=i == 0)
+        self._shapes.append("</g>")
+
+    def row(self, x: float, y: float, width: float, words: str, tip: str = "", part: Part = NO_PART) -> None:
+        """A low node of a graph, `ROW` high, with one line of text."""
+        self._shapes.append(f'<g{_data(part)}>{_tip(tip or words)}<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{ROW:g}" '
+                            f'rx="3" fill="transparent" stroke="{LINE}" stroke-width="1"/>')
+        self.text(x + 6, y + ROW - 5, words, size=11)
         self._shapes.append("</g>")
 
     def legend(self, y: float, groups: list[tuple[str, list[Fill]]]) -> float:
@@ -127,7 +137,7 @@ class Drawing:
         patterns = "".join(_pattern(f"{mark}-{i}", fill) for i, fill in enumerate(self._fills) if fill.hatch)
         return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {self.height:g}" role="img" '
                 f'aria-labelledby="{mark}-t {mark}-d" font-family="{FONT}"{_scale(scale, space)} '
-                f'style="width:100%;min-width:{READABLE}px;max-width:{self.width:g}px;height:auto;display:block">'
+                f'style="width:100%;min-width:{READABLE * self.width:.0f}px;max-width:{self.width:g}px;height:auto;display:block">'
                 f'<title id="{mark}-t">{html.escape(title)}</title><desc id="{mark}-d">{html.escape(alt)}</desc>'
                 f"<defs>{patterns}</defs>{body.replace('url(#MARK-', f'url(#{mark}-')}</svg>")
 
@@ -167,6 +177,12 @@ def device_part(sources: Sequence[int]) -> Part:
 def domain_part(key: str) -> Part:
     """A domain, by the key that a selection has for it."""
     return {"domain": key}
+
+
+def path_part(members: Iterable[int | str]) -> Part:
+    """Something on the way of these: requester ids and keys of domains.  It is marked when one of them is chosen."""
+    words = " ".join(dict.fromkeys(map(str, members)))
+    return {"path": words} if words else NO_PART
 
 
 def _data(part: Part) -> str:

@@ -24,7 +24,7 @@ def e820_view(run: "Run", scale: str = "compressed") -> Figure:
 
 def domains_view(run: "Run") -> Figure:
     """Which device reaches which memory."""
-    return domains_figure(run.units, run.domains)
+    return domains_figure(run.units, run.domains, run.functions)
 
 
 def permissions_view(run: "Run", scale: str = "compressed") -> Figure:

@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
+from ..errors import HvlabError
 from .format import plain
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from widgets.drawing import Figure
 
 __all__ = ["Column", "Record", "Records", "html_table", "text_table"]
 
@@ -70,6 +73,21 @@ class Records(Sequence[T]):
         self.items: Sequence[T] = items if isinstance(items, Sequence) else tuple(items)
         self.title = kind.title if title is None else title
         self.note = note
+        self._draw: Callable[..., Figure] | None = None
+
+    def drawn_by(self, draw: "Callable[..., Figure]") -> None:
+        """Makes `figure()` what `draw` makes of these records and of options."""
+        self._draw = draw
+
+    def figure(self, **options: Any) -> "Figure":
+        """The records as a picture with its words: it displays itself and has `.html`, `.png` and `.save(path)`.
+
+        Maps take `scale`: `compressed`, `linear` or `log`.  Raises HvlabError for records that have no picture.
+        """
+        if self._draw is None:
+            raise HvlabError(f"{self.title}: there is no figure of these records; see e820, units, domains, permissions, history and diff "
+                             f"of a run")
+        return self._draw(self, **options)
 
     @property
     def columns(self) -> tuple[Column, ...]:

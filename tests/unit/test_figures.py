@@ -7,11 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvcore.inspect.domains import Domain
 from hvcore.inspect.runs import Runs
-from hvcore.inspect.units import Unit
 from hvcore.spec.e820 import E820Entry
-from widgets.domains import domains_figure
 from widgets.drawing import Drawing, Figure, Fill
 from widgets.e820 import e820_figure
 from widgets.permissions import UNTRANSLATED, Lane, permissions_figure
@@ -23,21 +20,6 @@ FIRMWARE = (E820Entry(0, 0x9FC00, 1), E820Entry(0x100000, 0x7FFD7000, 1), E820En
             E820Entry(0x100000000, 0x200000000, 1), E820Entry(0xFD00000000, 0x10000000000, 99))
 GUEST = (FIRMWARE[0], E820Entry(0x100000, VMM[0], 1), *FIRMWARE[2:])
 DOMAIN_0 = Runs.of([(0, VMM[0], "rw", 0), (*VMM, "-", 0), (VMM[1], 1 << 32, "rw", 0)])
-NOTHING = Runs.of([])
-
-
-def domain(runs: Runs = DOMAIN_0, **other) -> Domain:
-    values = {"unit": 0xFED90000, "did": 0, "levels": 3, "root": 0x79BE1000, "translation": "translate", "devices": (0x00, 0x10),
-              "table_pages": 2053, "leaves": {"4K": 1048576, "2M": 0, "1G": 0}, "runs": runs, "unreadable": NOTHING}
-    return Domain(**values | other)
-
-
-def unit(gsts: int = 0xC0000000, devices: tuple[int, ...] = (0x00, 0x10, 0x18), base: int = 0xFED90000) -> Unit:
-    return Unit(base, 0, True, 0x00D2008C22260206, 0xF42, gsts, 0x79BE0000, devices)
-
-
-def words(figure: Figure) -> list[str]:
-    return [text.text or "" for text in ET.fromstring(figure.svg).iter(f"{SVG}text")]
 
 
 def tips(figure: Figure) -> list[str]:
@@ -174,42 +156,3 @@ def test_many_runs_are_drawn_by_pixel_and_one_alone_is_not_lost():
     assert any("write only" in tip for tip in tips(figure) if tip.startswith("noise: "))
     mixed = permissions_figure([Lane("noise", Runs.of([(a, b, "r" if a >> 13 & 1 else "w", o) for a, b, _, o in many]))])
     assert any("several within one pixel" in tip for tip in tips(mixed))
-
-
-# --- domains
-
-def test_domains_show_functions_unit_tables_and_runs():
-    figure = domains_figure([unit()], [domain()])
-    shown = words(figure)
-    for text in ("2 functions", "00:00.0  00:02.0", "unit 0xfed90000", "translating", "domain 0", "3 levels", "2,053 table pages",
-                 "8.02 MiB", "root 0x79be1000", "1,048,576 × 4K", "rw 0x0-0x77c00000", "- 0x77c00000-0x7fc00000",
-                 "rw 0x7fc00000-0x100000000"):
-        assert text in shown
-    assert figure.alt == ("2 functions of unit 0xfed90000 in domain 0: 3.88 GiB rw, 128 MiB -; "
-                          "1 function of unit 0xfed90000: no context entry: all blocked")
-
-
-def test_a_unit_that_does_not_translate_leaves_everything_open():
-    figure = domains_figure([unit(gsts=0x40000000)], [domain()])
-    assert "everything" in words(figure)
-    assert figure.alt == "3 functions of unit 0xfed90000: translation is off"
-
-
-def test_a_domain_with_many_runs_and_functions_says_what_it_leaves_out():
-    runs = Runs.of([(i << 13, (i << 13) + 4096, "r", 0) for i in range(40)])
-    devices = tuple(range(8, 100))
-    figure = domains_figure([unit(devices=devices)], [domain(runs, devices=devices)])
-    assert {"and 34 more runs", "and 80 more", "92 functions"} <= set(words(figure))
-
-
-def test_a_unit_that_covers_nothing_blocks_nobody():
-    figure = domains_figure([unit(devices=())], [])
-    assert {"0 functions", "covers no function that is here"} <= set(words(figure))
-    assert "blocked" not in figure.alt
-
-
-def test_a_refused_domain_and_a_machine_without_units():
-    figure = domains_figure([unit()], [domain(NOTHING, problem="translation type 3 is reserved: requests fault with reason 0x3")])
-    assert {"every request is refused", "see its remark"} <= set(words(figure))
-    assert "translation type 3 is reserved" in figure.table
-    assert "no remapping unit: every device reaches all memory" in words(domains_figure([], []))

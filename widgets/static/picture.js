@@ -1,8 +1,14 @@
 // A picture drawn in the kernel whose parts can be chosen.  Parts carry data-start and data-end (a half-open range), data-device (requester
-// ids) or data-domain; the picture carries data-scale, the places [address, x] between which a marker for any address is interpolated.
+// ids) or data-domain, and data-space where that is not the picture's; data-path names the devices and domains on whose way a shape lies;
+// the picture carries data-scale, the places [address, x] between which a marker for any address is interpolated.
 
 function parts(svg) {
   return [...svg.querySelectorAll("[data-start], [data-device], [data-domain]")];
+}
+
+function isOnPath(shape, chosen) {
+  const members = shape.dataset.path.split(" ");
+  return members.includes(String(chosen.device)) || members.includes(chosen.domain);
 }
 
 function isChosen(part, chosen) {
@@ -51,7 +57,7 @@ function render({ model, el }) {
 
   function choose(part) {
     const { start, device, domain } = part.dataset;
-    const what = { space: svg().dataset.space ?? "physical" };
+    const what = { space: part.dataset.space ?? svg().dataset.space ?? "physical" };
     if (start !== undefined) what.address = start;
     if (device !== undefined && !device.includes(" ")) what.device = Number(device);
     if (domain !== undefined) what.domain = domain;
@@ -72,6 +78,7 @@ function render({ model, el }) {
     const drawn = svg();
     if (!drawn) return;
     for (const part of parts(drawn)) part.classList.toggle("hv-chosen", isChosen(part, chosen));
+    for (const shape of drawn.querySelectorAll("[data-path]")) shape.classList.toggle("hv-on-path", isOnPath(shape, chosen));
     mark(drawn, chosen);
   }
 
