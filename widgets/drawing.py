@@ -77,11 +77,11 @@ class Drawing:
                             f"{html.escape(words)}</text>")
 
     def badge(self, x: float, y: float, words: str) -> None:
-        """A short word on a filled shape, readable on any hatching; `x` is its middle."""
+        """A short word on a filled shape, readable on any hatching; `x` is its middle.  A click on it goes to the shape."""
         width = 7 * len(words) + 8
         self._shapes.append(f'<rect x="{x - width / 2:.1f}" y="{y - 11:.1f}" width="{width}" height="15" rx="3" fill="#fff" '
-                            f'opacity="0.88"/><text x="{x:.1f}" y="{y:.1f}" font-size="11" text-anchor="middle" fill="#111">'
-                            f"{html.escape(words)}</text>")
+                            f'opacity="0.88" pointer-events="none"/><text x="{x:.1f}" y="{y:.1f}" font-size="11" text-anchor="middle" '
+                            f'fill="#111" pointer-events="none">{html.escape(words)}</text>')
 
     def line(self, x1: float, y1: float, x2: float, y2: float, *, colour: str = LINE, dashed: bool = False) -> None:
         """A straight line."""
