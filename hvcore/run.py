@@ -19,7 +19,7 @@ from .inspect.dmar import DmarTable, read_dmar
 from .inspect.domains import Domain, read_domains
 from .inspect.dump import save_dump
 from .inspect.e820 import E820Map
-from .inspect.explain import Explanation, explain_fault
+from .inspect.explain import Explanation, explain, explain_fault
 from .inspect.faults import Fault, read_faults
 from .inspect.functions import Function, read_functions
 from .inspect.history import Event, read_history
@@ -317,6 +317,21 @@ class Run:
         self._must_live("its tables are gone")
         pc = self._machine.pc
         return explain_fault(pc.memory, {u.base: u for u in pc.units}, fault, self._machine.description.host_address_width)
+
+    def what_if(self, source: int, iova: int, access: str = "read", segment: int = 0) -> Explanation:
+        """What would become of a DMA of requester `source` at `iova`, step by step; nothing is sent.
+
+        `source` is the requester id that the unit sees.  Raises HvlabError for what is no request, and where no unit covers the requester.
+        """
+        self._must_live("its tables are gone")
+        if access not in ("read", "write") or not 0 <= iova < 1 << 64 or not 0 <= source < 1 << 16:
+            raise HvlabError(f"{access!r} by {source:#x} at {iova:#x} is no request: give a requester id of 16 bits, an address of 64 "
+                             f"bits, and `read` or `write`")
+        pc = self._machine.pc
+        unit = pc.topology.unit_index(segment, source)
+        if unit is None:
+            raise HvlabError(f"no remapping unit covers {format_bdf(source)}: its requests go through as they are")
+        return explain(pc.memory, pc.units[unit], source, iova, access, self._machine.description.host_address_width)
 
     def _must_live(self, what: str) -> None:
         if self._kept is not None:

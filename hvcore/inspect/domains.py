@@ -199,7 +199,7 @@ def context_problem(context: Context, unit: Unit | None, high_bits: int) -> tupl
 
     `high_bits` are the address bits beyond the host address width.
     """
-    bad = context.low & (0xFF0 | high_bits), context.high & ~0xFF_FF7F
+    bad = context.low & (vtd.CONTEXT_RESERVED[0] | high_bits), context.high & vtd.CONTEXT_RESERVED[1]
     if any(bad):
         return FaultReason.CONTEXT_RESERVED, f"bits that must be zero are set: low {bad[0]:#x}, high {bad[1]:#x}"
     if context.translation == _TYPES[3]:

@@ -11,11 +11,13 @@ from ..spec import vtd
 from ..spec.pci import format_bdf
 from ..spec.vtd import FaultReason
 from . import format as show
+from .evidence import Evidence, Place, Word, requester_cut
 from .explanation import ExplainStep, Explanation, refusal
 from .faults import Fault
 from .interrupts import InterruptEntry, read_interrupt_table
 from .reader import MemoryReader, UnitReader
 from .records import Column
+from .units import read_register
 
 __all__ = ["InterruptExplanation", "explain_interrupt", "explain_interrupt_fault"]
 
@@ -72,10 +74,11 @@ class _Way:
 
     def follow(self) -> None:
         """Takes every step up to the one that decides."""
+        seen = Evidence("10.4.5", (Word("GSTS", vtd.GSTS, read_register(self.unit, "GSTS"), 32),))
         if not self.table.on:
-            self._pass("interrupt remapping", "off: GSTS.IRES is clear, messages go on as they are")
+            self._pass("interrupt remapping", "off: GSTS.IRES is clear, messages go on as they are", seen)
             return self._arrives(spec.as_written(self.source, self.address, self.data))
-        self._pass("interrupt remapping", str(self.table))
+        self._pass("interrupt remapping", str(self.table), seen)
         return self._remappable() if self.address & spec.FORMAT else self._compatible()
 
     def explanation(self) -> InterruptExplanation:
@@ -85,11 +88,11 @@ class _Way:
         return InterruptExplanation(self.unit.description.base, self.source, self.address, "write", tuple(self.steps), self.reason, None,
                                     recorded, verdict)
 
-    def _pass(self, what: str, text: str, address: int | None = None, raw: tuple[int, ...] = ()) -> None:
-        self.steps.append(ExplainStep(what, address, raw, text, True))
+    def _pass(self, what: str, text: str, seen: Evidence) -> None:
+        self.steps.append(ExplainStep(what, text, True, seen))
 
-    def _refuse(self, reason: int, what: str, text: str, address: int | None = None, raw: tuple[int, ...] = ()) -> None:
-        self.steps.append(ExplainStep(what, address, raw, text, False))
+    def _refuse(self, reason: int, what: str, text: str, seen: Evidence) -> None:
+        self.steps.append(ExplainStep(what, text, False, seen))
         self.reason = reason
 
     def _arrives(self, sent: spec.Interrupt) -> None:
@@ -98,50 +101,69 @@ class _Way:
 
     def _compatible(self) -> None:
         """Bit 4 of the address is clear: reason 0x25."""
-        raw = (self.address, self.data)
         if self.table.compatibility == "passes":
-            self._pass("compatibility format", "GSTS.CFIS is set and EIME is not: goes on as it is", raw=raw)
+            self._pass("compatibility format", "GSTS.CFIS is set and EIME is not: goes on as it is", self._message())
             return self._arrives(spec.as_written(self.source, self.address, self.data))
         why = "EIME is set" if self.table.extended else "GSTS.CFIS is clear"
-        return self._refuse(FaultReason.IR_COMPATIBILITY_BLOCKED, "compatibility format", f"{why}: the format is blocked", raw=raw)
+        return self._refuse(FaultReason.IR_COMPATIBILITY_BLOCKED, "compatibility format", f"{why}: the format is blocked",
+                            self._message(lacks=spec.FORMAT))
+
+    def _message(self, lacks: int = 0) -> Evidence:
+        """Address and data of the message, of whose address the bits `lacks` had to be set.  Without SHV the data does not count."""
+        reserved = spec.REMAPPABLE_DATA["RSVD"].mask if self.address & _SUBHANDLE_VALID else 0
+        return Evidence("5.1.2", (Word("address", spec.REMAPPABLE_ADDRESS, self.address, lacks=lacks),
+                                  Word("data", spec.REMAPPABLE_DATA, self.data, 32, offends=self.data & reserved)))
 
     def _remappable(self) -> None:
-        """Bit 4 is set: reasons 0x20, 0x21, then the entry."""
-        raw, index = (self.address, self.data), spec.index_of(self.address, self.data)
+        """Bit 4 is set: reasons 0x20, 0x21, 0x23, then the entry."""
+        index = spec.index_of(self.address, self.data)
         if index is None:
-            return self._refuse(FaultReason.IR_REQUEST_RESERVED, "remappable format", "subhandle and bits 31:16 of the data set", raw=raw)
-        self._pass("remappable format", f"asks for entry {index}", raw=raw)
+            return self._refuse(FaultReason.IR_REQUEST_RESERVED, "remappable format", "subhandle and bits 31:16 of the data set",
+                                self._message())
+        self._pass("remappable format", f"asks for entry {index}", self._message())
         if index >= self.table.entries:
-            return self._refuse(FaultReason.IR_INDEX_BEYOND_TABLE, "table", f"has {self.table.entries} entries")
-        at = (self.table.base or 0) + spec.IRTE * index
+            irta = Word("IRTA", vtd.IRTA, read_register(self.unit, "IRTA"))
+            return self._refuse(FaultReason.IR_INDEX_BEYOND_TABLE, "table", f"has {self.table.entries} entries", Evidence("5.1.3", (irta,)))
+        place = Place(self.table.base or 0, index, spec.IRTE)
         try:
-            words = self.reader.read(at, spec.IRTE)
+            words = self.reader.read(place.address, spec.IRTE)
         except Unreadable:
-            return self._refuse(FaultReason.IR_TABLE_UNREACHABLE, f"entry {index}", "no memory is there", at)
-        return self._entry(index, at, int.from_bytes(words[:8], "little"), int.from_bytes(words[8:], "little"))
+            return self._refuse(FaultReason.IR_TABLE_UNREACHABLE, f"entry {index}", "no memory is there", Evidence("5.1.3", place=place))
+        return self._entry(place, int.from_bytes(words[:8], "little"), int.from_bytes(words[8:], "little"))
 
-    def _entry(self, index: int, at: int, low: int, high: int) -> None:
+    def _entry(self, place: Place, low: int, high: int) -> None:
         """Reasons 0x22, 0x24, 0x26; what the entry makes of the message."""
-        what, raw, cap = f"entry {index}", (low, high), self.unit.description.cap
-        entry = InterruptEntry(self.unit.description.base, index, low, high, self.table.extended)
+        what, cap = f"entry {place.index}", self.unit.description.cap
+        entry = InterruptEntry(self.unit.description.base, place.index, low, high, self.table.extended)
+        wrong = self._wrong(entry)
+        seen = Evidence("9.10", (Word("low", spec.IRTE_LOW, low, offends=wrong[0], lacks=1 & ~low),
+                                 Word("high", spec.IRTE_HIGH, high, offends=wrong[1])), place)
         self.fpd = entry.fpd
         if not low & 1:
-            return self._refuse(FaultReason.IR_NOT_PRESENT, what, "P is clear: nothing is set up for this interrupt", at, raw)
+            return self._refuse(FaultReason.IR_NOT_PRESENT, what, "P is clear: nothing is set up for this interrupt", seen)
         if entry.posted and vtd.CAP.get(cap, "PI"):
             self.posted, self.verdict = True, "dropped here: the entry is posted, and posted interrupts are not modelled"
-            return self._refuse(FaultReason.IR_ENTRY_RESERVED, what, "IM is set: the unit would post the interrupt", at, raw)
-        reserved_low, reserved_high = spec.irte_reserved(cap, self.table.extended)
-        if low & reserved_low or high & reserved_high:
-            text = f"bits that must be zero are set: low {low & reserved_low:#x}, high {high & reserved_high:#x}"
-            return self._refuse(FaultReason.IR_ENTRY_RESERVED, what, text, at, raw)
+            return self._refuse(FaultReason.IR_ENTRY_RESERVED, what, "IM is set: the unit would post the interrupt", seen)
+        if any(wrong):
+            text = f"bits that must be zero are set: low {wrong[0]:#x}, high {wrong[1]:#x}"
+            return self._refuse(FaultReason.IR_ENTRY_RESERVED, what, text, seen)
         quiet = "FPD: faults are not recorded; " if entry.fpd else ""
         where = f"{entry.mode} destination {entry.destination:#x}"
-        self._pass(what, f"P; {quiet}vector {entry.vector:#x}, {entry.delivery}, {entry.trigger}, {where}", at, raw)
-        return self._requester(index, entry)
+        self._pass(what, f"P; {quiet}vector {entry.vector:#x}, {entry.delivery}, {entry.trigger}, {where}", seen)
+        return self._requester(entry)
 
-    def _requester(self, index: int, entry: InterruptEntry) -> None:
-        text = f"the entry is for {entry.source_check}"
+    def _wrong(self, entry: InterruptEntry) -> tuple[int, int]:
+        """Bits of an entry for remapping that must be zero and are not, low and high; none of one that is not present or posted."""
+        cap = self.unit.description.cap
+        if not entry.low & 1 or entry.posted and vtd.CAP.get(cap, "PI"):
+            return 0, 0
+        low, high = spec.irte_reserved(cap, self.table.extended)
+        return entry.low & low, entry.high & high
+
+    def _requester(self, entry: InterruptEntry) -> None:
+        what, text = f"requester {format_bdf(self.source)}", f"the entry is for {entry.source_check}"
+        seen = Evidence("9.10", (Word("high", spec.IRTE_HIGH, entry.high),), cut=requester_cut(self.source, "bus", "device", "function"))
         if not spec.source_accepted(entry.high, self.source):
-            return self._refuse(FaultReason.IR_SOURCE_REFUSED, f"requester {format_bdf(self.source)}", text)
-        self._pass(f"requester {format_bdf(self.source)}", text)
-        return self._arrives(spec.by_entry(self.source, self.address, self.data, index, entry.low, entry.extended))
+            return self._refuse(FaultReason.IR_SOURCE_REFUSED, what, text, seen)
+        self._pass(what, text, seen)
+        return self._arrives(spec.by_entry(self.source, self.address, self.data, entry.index, entry.low, entry.extended))

@@ -7,6 +7,7 @@ from ..spec import vtd
 from ..spec.interrupts import INTERRUPT_REASONS
 from ..spec.pci import format_bdf
 from . import format as show
+from .evidence import Evidence, Word
 from .records import Column, Record, Records, html_table, text_table
 
 __all__ = ["ExplainStep", "Explanation", "refusal"]
@@ -14,16 +15,12 @@ __all__ = ["ExplainStep", "Explanation", "refusal"]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ExplainStep(Record):
-    """One thing the unit looked at: `address` host-physical of the entry (None: a register or a rule), `raw` words, `text` in words.
-
-    `ok` says whether the request went on from here.
-    """
+    """One thing the unit looked at: what it is and says in words, whether the request went on from here, and what that rests on."""
 
     what: str
-    address: int | None
-    raw: tuple[int, ...]
     text: str
     ok: bool
+    seen: Evidence
 
     title = "Step"
     legend = "addresses host-physical; raw words low first"
@@ -32,6 +29,23 @@ class ExplainStep(Record):
         Column("raw", lambda s: s.raw, lambda v: " ".join(f"{w:#x}" for w in v) if isinstance(v, tuple) else "", True),
         Column("meaning", lambda s: s.text), Column("goes_on", lambda s: s.ok, lambda v: "yes" if v else "NO"),
     )
+
+    @property
+    def address(self) -> int | None:
+        """The entry, host-physical; None for a register or a rule."""
+        return self.seen.place.address if self.seen.place else None
+
+    @property
+    def raw(self) -> tuple[int, ...]:
+        """The raw words, low first."""
+        return tuple(word.value for word in self.seen.words)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: words with their fields, where the entry lies."""
+        place = self.seen.place
+        where = {"table": place.table, "index": place.index, "level": place.level} if place else {}
+        return {"what": self.what, "address": self.address, "raw": list(self.raw), "text": self.text, "ok": self.ok,
+                "section": self.seen.section, "words": [_word_json(w) for w in self.seen.words]} | where
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -75,7 +89,7 @@ class Explanation(Record):
         """Plain values, the steps among them."""
         return {"unit": self.unit, "source": format_bdf(self.source), "iova": self.iova, "access": self.access, "reason": self.reason,
                 "host": self.host, "recorded": self.recorded, "verdict": self.verdict,
-                "steps": [{"what": s.what, "address": s.address, "raw": list(s.raw), "text": s.text, "ok": s.ok} for s in self.steps]}
+                "steps": [s.to_json() for s in self.steps]}
 
     def _cells(self) -> tuple[list[str], list[list[str]], list[bool]]:
         columns = ExplainStep.columns
@@ -88,6 +102,11 @@ class Explanation(Record):
 
     def _repr_html_(self) -> str:
         return html_table(f"{self.heading}  ({self.legend})\n{self.verdict}", *self._cells())
+
+
+def _word_json(word: Word) -> dict[str, Any]:
+    return {"name": word.name, "layout": word.layout.name, "value": word.value, "offends": word.offends, "lacks": word.lacks,
+            "fields": {f.field.name: f.value for f in word.fields}}
 
 
 def refusal(reason: int, recorded: bool) -> str:

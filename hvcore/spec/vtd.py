@@ -8,12 +8,13 @@ from enum import IntEnum
 from .bits import Access, Field, Layout, Register, bit, mask
 
 __all__ = [
-    "ADDRESS", "AFLOG", "CAP", "CCMD", "CONDITION", "CONTEXT_HIGH", "CONTEXT_LOW", "ECAP", "ENTRY_BITS", "FECTL", "FPD_SILENCES",
-    "FRCD_HIGH", "FRCD_LOW", "FSTS", "FUNCTION_MASK", "GCMD", "GSTS", "ICS", "INTERRUPT_RANGE", "IOTLB", "IQA", "IRTA", "IVA",
-    "LINUX_TEXT", "PAGE_SIZE_NAMES", "PMEN", "PROTECTED", "QUEUE_CONTEXT", "QUEUE_IOTLB", "QUEUE_POINTER", "QUEUE_RESERVED",
-    "QUEUE_WAIT", "R", "ROOT_ENTRY", "RTADDR", "SECOND_LEVEL", "SNP", "SP", "TM", "VER", "W", "FaultReason", "TranslationType",
-    "aw_bits", "aw_levels", "context_entry", "entry_reserved", "frcd_count", "frcd_offset", "in_interrupt_range", "input_bits",
-    "iotlb_offset", "leaf_levels", "level_index", "level_shift", "mgaw", "ndoms", "registers", "root_entry", "sagaw_levels",
+    "ADDRESS", "AFLOG", "CAP", "CCMD", "CONDITION", "CONTEXT_HIGH", "CONTEXT_LOW", "CONTEXT_RESERVED", "ECAP", "ENTRY_BITS", "FECTL",
+    "FPD_SILENCES", "FRCD_HIGH", "FRCD_LOW", "FSTS", "FUNCTION_MASK", "GCMD", "GSTS", "ICS", "INTERRUPT_RANGE", "IOTLB", "IQA", "IRTA",
+    "IVA", "LINUX_TEXT", "PAGE_SIZE_NAMES", "PMEN", "PROTECTED", "QUEUE_CONTEXT", "QUEUE_IOTLB", "QUEUE_POINTER", "QUEUE_RESERVED",
+    "QUEUE_WAIT", "R", "ROOT_ENTRY", "ROOT_RESERVED", "RTADDR", "SECOND_LEVEL", "SNP", "SP", "TM", "VER", "W", "FaultReason",
+    "TranslationType", "aw_bits", "aw_levels", "context_entry", "entry_reserved", "frcd_count", "frcd_offset", "in_interrupt_range",
+    "input_bits", "iotlb_offset", "leaf_levels", "level_index", "level_shift", "mgaw", "ndoms", "registers", "root_entry",
+    "sagaw_levels",
 ]
 
 
@@ -91,6 +92,9 @@ CONTEXT_LOW = _layout("CONTEXT_LOW",
     ("SLPTPTR", 51, 12, "second-level table, host-physical / 4096"), ("TT", 3, 2, "translation type"),
     ("FPD", 1, 1, "no fault records"), ("P", 0, 0))
 CONTEXT_HIGH = _layout("CONTEXT_HIGH", ("DID", 23, 8, "domain id"), ("IGN", 6, 3, "for software"), ("AW", 2, 0, "levels - 2"))
+ROOT_RESERVED = (0xFFE, mask(63))
+CONTEXT_RESERVED = (0xFF0, mask(63) & ~(mask(23, 8) | mask(6)))
+"""Bits that must be zero in the low and the high word of a present root and context entry, beside those beyond the host address width."""
 SECOND_LEVEL = _layout("SECOND_LEVEL",
     ("IGN2", 63, 63), ("TM", 62, 62, "transient mapping"), ("IGN1", 61, 52), ("ADDR", 51, 12), ("SNP", 11, 11, "snoop"),
     ("IGN0", 10, 8), ("SP", 7, 7, "superpage"), ("EMT", 6, 3, "ignored in legacy mode"), ("X", 2, 2, "ignored in legacy mode"),

@@ -209,7 +209,7 @@ def test_explaining_a_blocked_read(simple: Setup) -> None:
 def test_explaining_one_that_goes_through(simple: Setup) -> None:
     why = explain(simple.memory, simple.unit, NVME, 0x123456, Direction.WRITE, 39)
     assert (why.reason, why.host) == (None, 0x123456)
-    assert why.steps[-1].text == "rw, 4 KiB page at 0x123000"
+    assert [s.text for s in why.steps[-2:]] == ["rw, 4 KiB page at 0x123000", "page 0x123000 + offset 0x456 = 0x123456"]
     assert explain(simple.memory, simple.unit, NVME, 1 << 20, "write", 39).reason == 5
     assert explain(simple.memory, simple.unit, NVME, 1 << 20, "read", 39).host == 1 << 20
 
