@@ -47,6 +47,12 @@ class Options:
         words = ", ".join(f"{name}={_letter(value)}" for name, value in self.pending(running).items())
         return f"<strong>Pending:</strong> {html.escape(words)} &ndash; reboot to apply" if words else ""
 
+    def choose(self, config: Config) -> None:
+        """Chooses everything at once."""
+        self.config = config
+        self._fill(config)
+        self._on_change()
+
     def _fill(self, config: Config) -> None:
         """Sets every control without telling anybody."""
         self._quiet = True

@@ -1,8 +1,8 @@
-"""The workbench: choose a machine and options, reboot, look at memory map, domains, permissions and faults, talk to the guest."""
+"""The workbench: choose a machine and options, boot, stop and step it, and follow an address, a device or a fault from view to view."""
 
 import html
-import threading
-import time
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,56 +10,97 @@ import ipywidgets as ipw
 
 from hvcore import Machine, Run
 from hvcore.errors import HvlabError
-from hvcore.outcome import OUTCOMES
-from hvcore.sources import shipped
+from hvcore.inspect.records import Records
+from hvcore.inspect.steps import ExitStep, Step
+from hvcore.worker import Listener, Worker
 
 from .console import Console
-from .options import Options, choice
+from .controls import Controls
+from .lens import LensView
+from .pagemap import PageMap
+from .picture import Picture
+from .registers import Registers
 from .scale import SCALES
-from .views import views
+from .selection import Selection
+from .table import ChangeTable, DmaTable, FaultTable, RunTable, Table
+from .verdict import Verdict
+from .views import domains_view, e820_view
 
 __all__ = ["DEFAULT_MACHINE", "Workbench"]
 
 DEFAULT_MACHINE = "nvme-desktop-16g"
-COLOURS = {"up": "#009E73", "booting": "#E69F00"}
-BAD = "#D55E00"
-"""The edge of the status line; its words say the same."""
+SIDE_BY_SIDE = "repeat(auto-fit, minmax(min(100%, 540px), 1fr))"
+"""Grid columns: two where there is room, one where there is not."""
+
+
+class _Ear(Listener):
+    """Passes on what the worker tells, as long as the workbench is there."""
+
+    def __init__(self, bench: "Workbench"):
+        self._bench = weakref.ref(bench)
+
+    def progress(self, machine: Machine, phase: str | None, seconds: float) -> None:
+        if bench := self._bench():
+            bench.hear_progress(machine, phase, seconds)
+
+    def console(self, machine: Machine, which: str, text: str) -> None:
+        if bench := self._bench():
+            bench.show_consoles()
+
+    def finished(self, machine: Machine | None, result: Any) -> None:
+        if bench := self._bench():
+            bench.hear_finished(machine, result)
+
+    def failed(self, machine: Machine | None, error: BaseException) -> None:
+        if bench := self._bench():
+            bench.hear_failed(error)
 
 
 class Workbench(ipw.VBox):
     """Controls and views of one machine: a `Machine`, or what `Machine.load` takes.  One that has not run yet is booted.
 
-    The machine stays usable from code; after a boot there, `refresh()` shows what is.
+    The machine works on a thread of its own: nothing here waits for it but `wait()`.  It stays usable from code; after a boot there,
+    `refresh()` shows what is.  `selection` is what all views share.
     """
 
     def __init__(self, machine: Machine | str | Path = DEFAULT_MACHINE, scale: str = "compressed"):
-        self.machine = machine if isinstance(machine, Machine) else Machine.load(machine)
+        self.selection = Selection()
+        self.worker = Worker(_Ear(self))
+        self._ready = False
+        self.machine = machine if isinstance(machine, Machine) else self.worker.load(machine).result()
         self._given = self.machine
-        self._lock = threading.Lock()
-        run = self.machine.run or self.machine.boot()
-        self.chooser = choice("Machine", dict.fromkeys([self.machine.name, *shipped()]), self.machine.name, "takes effect at the next boot")
-        self.options = Options(run.config, self._show_pending)
-        self.reboot = ipw.Button(description="Reboot", button_style="primary", tooltip="Power off, and boot with the options chosen above")
-        self.scale = choice("Scale", SCALES, scale, "how addresses are laid out in the figures")
-        self.pending, self.status, self.faults, self.found = (ipw.HTML() for _ in range(4))
-        self.figures = [ipw.HTML() for _ in range(3)]
-        self.address = ipw.Text(description="Address", placeholder="0x7a3e1000: what is known of it?", continuous_update=False)
-        self.vmm_console = Console("Core's console")
-        self.guest_console = Console("Guest's console", self._command, "help")
-        self._connect()
-        super().__init__([*self._controls(), self.status, *self.figures, self.faults, self.address, self.found, self.guest_console,
-                          self.vmm_console])
+        self.before: Run | None = None
+        run = self.machine.run or self.worker.boot(self.machine).result()
+        self.controls = Controls(self.machine.name, run.config, self._pressed, self._show_pending)
+        self.verdict = Verdict(self._apply)
+        self._make_views(run, scale)
+        self._lay_out()
+        super().__init__([self.controls, self.verdict, *self._rows], layout=ipw.Layout(grid_gap="6px"))
+        self.add_class("hvlab-workbench")
+        self._ready = True
         self.refresh()
 
-    def _controls(self) -> list[ipw.HBox]:
-        rows = ([self.chooser, *self.options.choices, self.scale], [*self.options.switches.values(), self.reboot, self.pending])
-        return [ipw.HBox(row, layout=ipw.Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 12px")) for row in rows]
+    # --- parts
 
-    def _connect(self) -> None:
-        self.chooser.observe(lambda _change: self._show_pending(), "value")
-        self.reboot.on_click(lambda _button: self._guarded(self._boot))
-        self.scale.observe(lambda _change: self._show_figures(), "value")
-        self.address.observe(lambda _change: self._guarded(self._look), "value")
+    def _make_views(self, run: Run, scale: str) -> None:
+        s = self.selection
+        self.e820 = Picture(_e820(run), s, shown=scale)
+        self.graph = Picture(domains_view(run), s)
+        self.pages = PageMap(run, s)
+        self.faults = FaultTable(run, s)
+        self.lens = LensView(run, s, guard=lambda: self.machine.still())
+        self.dma, self.runs, self.registers = DmaTable(run, s), RunTable(run, s), Registers(run)
+        self.steps = Table(Records(Step), s)
+        self.compared = ipw.VBox([ipw.HTML("Reboot with other options: then this shows what changed.")])
+        self.vmm_console = Console("Core's console")
+        self.guest_console = Console("Guest's console", self._command, "help")
+
+    def _lay_out(self) -> None:
+        tabs = {"DMA requests": self.dma, "Registers": self.registers, "Permission runs": self.runs,
+                "Before and after": self.compared, "Instructions": self.steps}
+        self.tabs = ipw.Tab(list(tabs.values()), titles=list(tabs))
+        self._rows = [_grid(self.faults, self.lens), _grid(self.e820, self.graph), self.pages, self.tabs,
+                      _grid(self.guest_console, self.vmm_console)]
 
     @property
     def run(self) -> Run:
@@ -70,94 +111,139 @@ class Workbench(ipw.VBox):
 
     # --- doing
 
-    def _guarded(self, action: Any, *arguments: Any) -> None:
-        """One action at a time; a mistake of the user's becomes a sentence in the status line."""
-        with self._lock:
-            self.reboot.disabled = True
-            try:
-                action(*arguments)
-            except HvlabError as e:
-                self._say("error", str(e))
-            except Exception as e:
-                self._say("error", f"this is a fault of hvlab itself: {type(e).__name__}: {e}")
-                raise
-            finally:
-                self.reboot.disabled = False
+    def _pressed(self, name: str) -> None:
+        """A button was clicked.  Only what takes no time is done here; the rest is the worker's."""
+        actions: dict[str, Callable[[], object]] = {
+            "reboot": self._boot, "stop": self.worker.stop, "resume": lambda: self.worker.resume(self.machine),
+            "step": lambda: self.worker.step(self.machine), "step_exit": lambda: self.worker.step_exit(self.machine)}
+        actions[name]()
 
     def _boot(self) -> None:
-        """Boots the chosen machine with the chosen options; where that machine cannot be had, the old one stays."""
-        started = time.perf_counter()
-        self._say("booting", self.chooser.value)
-        machine = self._chosen()
-        machine.boot(self.options.config, lambda phase: self._say("booting", f"{phase}, {time.perf_counter() - started:.1f} s"))
-        if machine is not self.machine:
-            if self.machine is not self._given:
+        """Boots the chosen machine with the chosen options; one that cannot be loaded leaves the old one in its place."""
+        name, config = self.controls.machine.value, self.controls.options.config
+        self.controls.allow("running")
+        self.verdict.say("running", f"booting {name}")
+
+        def boot() -> None:
+            machine = self._chosen(name)
+            self.before = self.machine.run if machine is self.machine else None
+            if self.machine not in (machine, self._given):
                 self.machine.close()
             self.machine = machine
-        self.refresh()
+            self.worker.boot(machine, config)
+        self.worker.call(boot)
 
-    def _chosen(self) -> Machine:
-        if self.chooser.value == self.machine.name:
-            return self.machine
-        return self._given if self.chooser.value == self._given.name else Machine.load(self.chooser.value)
+    def _chosen(self, name: str) -> Machine:
+        same = next((m for m in (self.machine, self._given) if m.name == name), None)
+        return same or Machine.load(name)
+
+    def _apply(self, options: Mapping[str, Any]) -> None:
+        """Sets options and boots with them."""
+        self.controls.options.choose(self.controls.options.config.change(**options))
+        self._boot()
 
     def _command(self, line: str) -> None:
-        def type_it() -> None:
-            self.run.guest.command(line)
-            self.refresh()
-        self._guarded(type_it)
+        if self.machine.ended:
+            self.verdict.say("error", f"there is no guest to type to: {self.machine.ended.why}")
+        else:
+            self.worker.send(self.machine, line + "\n")
 
-    def _look(self) -> None:
-        words = self.address.value.strip()
-        try:
-            address = int(words, 0)
-        except ValueError:
-            raise HvlabError(f"{words!r} is no address: write it like 0x7a3e1000") from None
-        self.found.value = _div("hvlab-lens", self.run.lens(address)._repr_html_())
+    def wait(self) -> None:
+        """Returns when everything that was asked for is done."""
+        for _ in range(2):
+            self.worker.call(_nothing).result()
+
+    def close(self) -> None:
+        """Stops the machine and lets go of it; the last figures stay."""
+        self.worker.close()
+        if self.machine is not self._given:
+            self.machine.close()
+        super().close()
+
+    # --- what the worker tells, on its thread
+
+    def hear_progress(self, machine: Machine, phase: str | None, seconds: float) -> None:
+        """The machine is at work."""
+        if self._ready:
+            self.controls.allow("running")
+            self.verdict.say("running", f"{machine.name}: {phase or 'at work'}, {seconds:.1f} s")
+
+    def hear_finished(self, machine: Machine | None, result: Any) -> None:
+        """A machine has done something: what is shown is shown anew."""
+        if machine is None or not self._ready:
+            return
+        if isinstance(result, Records):
+            self.steps.show(result)
+        elif isinstance(result, ExitStep):
+            exits = [*self.steps.records, result] if self.steps.records.kind is ExitStep else [result]
+            self.steps.show(Records(ExitStep, exits))
+        self.refresh()
+
+    def hear_failed(self, error: BaseException) -> None:
+        """Something could not be done: a mistake of the user's in a sentence, one of ours as such."""
+        if self._ready:
+            self.controls.allow(self.machine.state)
+            mine = f"this is a fault of hvlab itself: {type(error).__name__}: {error}"
+            self.verdict.say("error", str(error) if isinstance(error, HvlabError) else mine)
 
     # --- showing
 
     def refresh(self) -> None:
         """Shows the machine's current run as it is now."""
-        run = self.run
-        self._say(run.outcome, run.why)
-        self._show_figures()
+        with self.machine.still():
+            run = self.run
+            self.verdict.show_run(run)
+            for view in (self.faults, self.dma, self.runs, self.registers, self.lens):
+                view.show_run(run)
+            self.e820.show(_e820(run))
+            self.graph.show(domains_view(run))
+            self.pages.show(run)
+            self._show_changes(run)
+        self.show_consoles()
         self._show_pending()
-        self.faults.value = _div("hvlab-faults", run.faults._repr_html_())
-        self.vmm_console.show(run.console.vmm)
-        self.guest_console.show(run.console.guest)
+        self.controls.allow(self.machine.state)
 
-    def _show_figures(self) -> None:
-        for box, figure in zip(self.figures, views(self.run, self.scale.value), strict=True):
-            box.value = figure.html
+    def _show_changes(self, run: Run) -> None:
+        """The tab with what changed since the run before."""
+        before = self.before
+        if before is None or before is run or before.live:
+            return
+        title = ipw.HTML(f"<p>Before: <code>{html.escape(str(before.config))}</code>: {html.escape(before.outcome)}<br>"
+                         f"After: <code>{html.escape(str(run.config))}</code>: {html.escape(run.outcome)}</p>")
+        self.compared.children = [title, PageMap.compare(before, run, self.selection), ChangeTable(before, run, self.selection)]
+
+    def show_consoles(self) -> None:
+        """Both consoles as they are now."""
+        if self._ready:
+            console = self.run.console
+            self.vmm_console.show(console.vmm)
+            self.guest_console.show(console.guest)
 
     def _show_pending(self) -> None:
-        words = self.options.pending_words(self.run.config)
-        if self.chooser.value != self.machine.name:
-            words = f"<strong>Pending:</strong> machine {html.escape(self.chooser.value)} &ndash; reboot to apply<br>{words}"
-        self.pending.value = _div("hvlab-pending", words, ' role="status"')
-
-    def _say(self, outcome: str, words: str) -> None:
-        self.status.value = _status(outcome, words)
+        words = self.controls.options.pending_words(self.run.config)
+        chosen = self.controls.machine.value
+        if chosen != self.machine.name:
+            words = f"<strong>Pending:</strong> machine {html.escape(chosen)} &ndash; reboot to apply<br>{words}"
+        self.verdict.say_pending(words)
 
     @property
     def html(self) -> str:
         """Everything that is shown, without a kernel."""
-        parts = [f"<h3>{html.escape(self.machine.name)}</h3><p><code>{html.escape(str(self.run.config))}</code></p>", self.status.value]
-        parts += [box.value for box in (*self.figures, self.faults)]
-        return "".join([*parts, self.guest_console.html, self.vmm_console.html])
+        head = f"<h3>{html.escape(self.machine.name)}</h3><p><code>{html.escape(str(self.run.config))}</code></p>{self.verdict.html}"
+        parts = [view.figure.html for view in (self.e820, self.graph, self.pages, self.faults)]
+        return "".join([head, *parts, self.guest_console.html, self.vmm_console.html])
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         return (super()._repr_mimebundle_(**options) or {}) | {"text/html": self.html, "text/plain": repr(self.run)}
 
 
-def _div(name: str, inside: str, more: str = "") -> str:
-    return f'<div class="{name}" style="line-height:1.4"{more}>{inside}</div>'
+def _nothing() -> None:
+    pass
 
 
-def _status(outcome: str, words: str) -> str:
-    meaning = OUTCOMES.get(outcome, "")
-    said = f"{meaning}. {words}" if meaning else words
-    inside = f'<strong class="hvlab-outcome">{html.escape(outcome)}</strong> <span class="hvlab-why">{html.escape(said)}</span>'
-    edge = f"border-left:6px solid {COLOURS.get(outcome, BAD)};padding:4px 10px"
-    return _div("hvlab-status", f'<div style="{edge}">{inside}</div>', ' role="status" aria-live="polite"')
+def _e820(run: Run) -> dict[str, Any]:
+    return {scale: e820_view(run, scale) for scale in SCALES}
+
+
+def _grid(*children: ipw.Widget) -> ipw.GridBox:
+    return ipw.GridBox(list(children), layout=ipw.Layout(grid_template_columns=SIDE_BY_SIDE, grid_gap="8px 20px", align_items="flex-start"))

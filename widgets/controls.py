@@ -1,0 +1,59 @@
+"""The workbench's controls: which machine with which options, and what it shall do: boot, stop, go on, step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as ipw
+
+from hvcore.sources import shipped
+from hvcore.vmm.config import Config
+
+from .options import Options, choice
+
+__all__ = ["Controls"]
+
+BUTTONS = {
+    "reboot": ("Reboot", "Power off, and boot with the options chosen here", "primary"),
+    "stop": ("Stop", "Stop the machine where it is; it can go on", "warning"),
+    "resume": ("Go on", "Go on from where it was stopped", ""),
+    "step": ("Step", "Execute one instruction of the guest", ""),
+    "step_exit": ("Next exit", "Let the guest run to its next exit to the core", ""),
+}
+"""Name: label, what it does, style."""
+
+USABLE = {
+    "running": {"stop"},
+    "stopped": {"reboot", "resume", "step", "step_exit"},
+    "waiting": {"reboot", "step", "step_exit"},
+    "ended": {"reboot"},
+    "off": {"reboot"},
+}
+"""Which buttons do something in which state of the machine."""
+
+
+class Controls(ipw.VBox):
+    """Chooser, options and buttons; `on_button(name)` is called for each click, `on_change()` when another machine or option is chosen."""
+
+    def __init__(self, machine: str, config: Config, on_button: Callable[[str], None], on_change: Callable[[], None]):
+        self.machine = choice("Machine", dict.fromkeys([machine, *shipped()]), machine, "takes effect at the next boot")
+        self.options = Options(config, on_change)
+        self.buttons = {name: _button(*how) for name, how in BUTTONS.items()}
+        for name, button in self.buttons.items():
+            button.on_click(lambda _button, name=name: on_button(name))
+        self.machine.observe(lambda _change: on_change(), "value")
+        rows = ([self.machine, *self.options.choices], [*self.options.switches.values(), *self.buttons.values()])
+        super().__init__([_row(row) for row in rows])
+        self.add_class("hvlab-controls")
+
+    def allow(self, state: str) -> None:
+        """Buttons that would do nothing in a state of the machine are off."""
+        for name, button in self.buttons.items():
+            button.disabled = name not in USABLE[state]
+
+
+def _button(label: str, tip: str, kind: str) -> ipw.Button:
+    return ipw.Button(description=label, tooltip=tip, button_style=kind, layout=ipw.Layout(width="auto"))
+
+
+def _row(children: list[Any]) -> ipw.HBox:
+    return ipw.HBox(children, layout=ipw.Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 12px"))

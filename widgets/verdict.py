@@ -1,0 +1,76 @@
+"""How a run stands, in words: its outcome, why, what is pending, and what to make of it with a button for what to change."""
+
+import html
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as ipw
+
+from hvcore.inspect.advice import Advice, advise
+from hvcore.outcome import OUTCOMES
+
+if TYPE_CHECKING:
+    from hvcore import Run
+
+__all__ = ["Verdict"]
+
+COLOURS = {"up": "#009E73", "running": "#E69F00", "stopped": "#0072B2", "looking": "#56B4E9"}
+BAD = "#D55E00"
+"""The edge of the status line; its words say the same."""
+MARKS = {"up": "\u2714", "running": "\u2026", "stopped": "\u2016", "looking": "\u2026"}
+"""A sign beside the words."""
+TOLD = 3
+"""Pieces of advice that are shown."""
+
+
+class Verdict(ipw.VBox):
+    """The status line, the advice, and what is pending; `on_apply(options)` is called when advice is to be followed."""
+
+    def __init__(self, on_apply: Callable[[Mapping[str, Any]], None]):
+        self._on_apply = on_apply
+        self.status, self.pending = ipw.HTML(), ipw.HTML()
+        self.advice = ipw.VBox()
+        self._told: tuple[Advice, ...] = ()
+        super().__init__([self.status, self.pending, self.advice])
+
+    def say(self, outcome: str, words: str) -> None:
+        """The status line: an outcome or what is being done, and words."""
+        meaning = OUTCOMES.get(outcome, "")
+        said = f"{meaning}. {words}" if meaning else words
+        mark = f'<span aria-hidden="true">{MARKS.get(outcome, chr(0x2716))}</span> '
+        inside = f'{mark}<strong class="hvlab-outcome">{html.escape(outcome)}</strong> <span class="hvlab-why">{html.escape(said)}</span>'
+        edge = f"border-left:6px solid {COLOURS.get(outcome, BAD)};padding:4px 10px;overflow-wrap:anywhere"
+        self.status.value = _div("hvlab-status", f'<div style="{edge}">{inside}</div>', ' role="status" aria-live="polite"')
+
+    def say_pending(self, words: str) -> None:
+        """What the next boot will change, as HTML."""
+        self.pending.value = _div("hvlab-pending", words, ' role="status"')
+
+    def show_run(self, run: "Run") -> None:
+        """Outcome and advice of a run."""
+        self.say(run.outcome, run.why)
+        told = tuple(advise(run))[:TOLD]
+        if told != self._told:
+            self._told = told
+            self.advice.children = [row for a in told for row in self._rows(a)]
+
+    def _rows(self, advice: Advice) -> list[ipw.Widget]:
+        price = f" &ndash; price: {html.escape(advice.price)}" if advice.price else ""
+        words = (f"<strong>{html.escape(advice.what)}</strong><br>Why: {html.escape(advice.why)}<br>"
+                 f"To change: <code>{html.escape(advice.change)}</code>{price}")
+        told = ipw.HTML(_div("hvlab-advice", f'<div style="padding:4px 16px;overflow-wrap:anywhere">{words}</div>'))
+        if not advice.options:
+            return [told]
+        button = ipw.Button(description=f"Set {advice.change} and reboot", layout=ipw.Layout(width="auto", margin="0 0 4px 16px"))
+        button.on_click(lambda _button: self._on_apply(advice.options))
+        return [told, button]
+
+    @property
+    def html(self) -> str:
+        """The same without a kernel."""
+        parts = [self.status, *(c for c in self.advice.children if isinstance(c, ipw.HTML))]
+        return "".join(str(part.value) for part in parts)
+
+
+def _div(name: str, inside: str, more: str = "") -> str:
+    return f'<div class="{name}" style="line-height:1.4"{more}>{inside}</div>'
