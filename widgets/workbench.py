@@ -29,7 +29,7 @@ from .views import domains_view, e820_view
 __all__ = ["DEFAULT_MACHINE", "Workbench"]
 
 DEFAULT_MACHINE = "nvme-desktop-16g"
-SIDE_BY_SIDE = "repeat(auto-fit, minmax(min(100%, 540px), 1fr))"
+SIDE_BY_SIDE = "repeat(auto-fit, minmax(min(100%, 430px), 1fr))"
 """Grid columns: two where there is room, one where there is not."""
 
 
@@ -99,8 +99,7 @@ class Workbench(ipw.VBox):
         tabs = {"DMA requests": self.dma, "Registers": self.registers, "Permission runs": self.runs,
                 "Before and after": self.compared, "Instructions": self.steps}
         self.tabs = ipw.Tab(list(tabs.values()), titles=list(tabs))
-        self._rows = [_grid(self.faults, self.lens), _grid(self.e820, self.graph), self.pages, self.tabs,
-                      _grid(self.guest_console, self.vmm_console)]
+        self._rows = [_grid(self.faults, self.lens), self.e820, self.graph, self.pages, self.tabs, _grid(self.guest_console, self.vmm_console)]
 
     @property
     def run(self) -> Run:
