@@ -61,7 +61,8 @@ class Verdict(ipw.VBox):
         told = ipw.HTML(_div("hvlab-advice", f'<div style="padding:4px 16px;overflow-wrap:anywhere">{words}</div>'))
         if not advice.options:
             return [told]
-        button = ipw.Button(description=f"Set {advice.change} and reboot", layout=ipw.Layout(width="auto", margin="0 0 4px 16px", align_self="flex-start"))
+        layout = ipw.Layout(width="auto", margin="0 0 4px 16px", align_self="flex-start")
+        button = ipw.Button(description=f"Set {advice.change} and reboot", layout=layout)
         button.on_click(lambda _button: self._on_apply(advice.options))
         return [told, button]
 

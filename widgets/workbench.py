@@ -99,7 +99,8 @@ class Workbench(ipw.VBox):
         tabs = {"DMA requests": self.dma, "Registers": self.registers, "Permission runs": self.runs,
                 "Before and after": self.compared, "Instructions": self.steps}
         self.tabs = ipw.Tab(list(tabs.values()), titles=list(tabs))
-        self._rows = [_grid(self.faults, self.lens), self.e820, self.graph, self.pages, self.tabs, _grid(self.guest_console, self.vmm_console)]
+        self._rows = [_grid(self.faults, self.lens), self.e820, self.graph, self.pages, self.tabs,
+                      _grid(self.guest_console, self.vmm_console)]
 
     @property
     def run(self) -> Run:
