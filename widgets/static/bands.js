@@ -148,7 +148,9 @@ class Bands {
       const i = lane.at(page), left = this.x(page), right = this.x(page + 1);
       surface.line(left, this.top(n), left, this.top(n) + BAND, { colour: surface.colours.text });
       const { letters } = this.map.fills[lane.fill(i)];
-      if (letters) surface.badge(`${letters} \u2192 ${address(leads(this.map, lane, i, page))}`, (left + right) / 2, this.top(n) + BAND / 2, right - left);
+      if (!letters) continue;
+      const middle = (left + right) / 2, y = this.top(n) + BAND / 2, to = address(leads(this.map, lane, i, page));
+      if (!surface.badge(`${letters} \u2192 ${to}`, middle, y, right - left)) surface.badge(letters, middle, y, right - left);
     }
   }
 

@@ -167,7 +167,7 @@ class Grid {
     for (let n = 0; n < count; n += 1) {
       const page = this.edges[n], { letters } = this.map.fills[this.lane.fill(this.lane.at(page))];
       const x = INSET + (n % this.columns + 0.5) * this.cell / dpr, y = (Math.floor(n / this.columns) + 0.5) * this.tall / dpr;
-      this.surface.badge(`${address(page)} ${letters}`, x, y, this.cell / dpr);
+      if (!this.surface.badge(`${address(page)} ${letters}`, x, y, this.cell / dpr)) this.surface.badge(letters, x, y, this.cell / dpr);
     }
   }
 

@@ -40,7 +40,7 @@ function render({ model, el }) {
   const scale = make("div", { class: "hv-quiet hv-number" });
   const help = make("details", { class: "hv-quiet" }, make("summary", {}, "Keys"), make("div", { id: mark }, KEYS));
   const surface = new Surface(canvas, el);
-  let map = null, views = {}, selection = null, cursor = 0, frame = 0, width = 0, own = false;
+  let map = null, views = {}, selection = null, cursor = 0, frame = 0, width = 0, own = false, said = null;
 
   const grid = () => model.get("arrangement") === "grid";
   const view = () => views[model.get("arrangement")];
@@ -106,6 +106,7 @@ function render({ model, el }) {
     const { mixed, first: from, after } = view().draw();
     place(marks.cursor, view().where(map.lane, cursor));
     placeChosen();
+    sayAgain();
     canvas.dataset.drawMs = (performance.now() - started).toFixed(3);
     Object.assign(canvas.dataset, { mixed, first: address(from), after: address(Math.ceil(after)), cursor: address(cursor) });
     scale.textContent = view().words();
@@ -131,8 +132,21 @@ function render({ model, el }) {
   // --- what is said of a page
 
   function say(n, page, aloud) {
+    said = { n, page };
     read.setAttribute("aria-live", aloud ? "polite" : "off");
-    read.textContent = told(map, map.lanes[n], page, ...view().pixel(page));
+    sayAgain();
+  }
+
+  // The same page after a change of view, for what one pixel holds may be another thing then.
+  function sayAgain() {
+    const words = said && map.lanes[said.n] ? told(map, map.lanes[said.n], said.page, ...view().pixel(said.page)) : null;
+    if (words && words !== read.textContent) read.textContent = words;
+  }
+
+  function sayNone(words) {
+    said = null;
+    read.setAttribute("aria-live", "polite");
+    read.textContent = words;
   }
 
   function summary() {
@@ -172,8 +186,7 @@ function render({ model, el }) {
     if (!lane()) return;
     const page = search.value === "mixed" ? nextMixed(view(), lane(), cursor, direction) : nextPiece(map, lane(), cursor, direction, search.value);
     if (page !== null) { go(page); return; }
-    read.setAttribute("aria-live", "polite");
-    read.textContent = `${lane().name}: no ${direction > 0 ? "further" : "earlier"} ${SEARCHES[search.value]}`;
+    sayNone(`${lane().name}: no ${direction > 0 ? "further" : "earlier"} ${SEARCHES[search.value]}`);
   }
 
   function choose() {

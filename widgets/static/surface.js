@@ -87,15 +87,16 @@ class Surface {
     context.fillText(words, x, y);
   }
 
-  // Words that stay readable on any hatching; `x` is their middle.
+  // Words that stay readable on any hatching; `x` is their middle.  Returns whether there was room for them.
   badge(words, x, y, room) {
     const { context } = this;
     context.font = `11px ${this.font}`;
     const width = context.measureText(words).width + 8;
-    if (width > room) return;
+    if (width > room) return false;
     context.fillStyle = "rgba(255, 255, 255, 0.9)";
     context.fillRect(x - width / 2, y - 8, width, 16);
     this.text(words, x, y + 4, { align: "center", colour: "#111" });
+    return true;
   }
 
   line(x1, y1, x2, y2, { colour = this.colours.line, dash = [], width = 1, under = false } = {}) {
