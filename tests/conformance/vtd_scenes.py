@@ -4,42 +4,47 @@ import random
 import struct
 from dataclasses import dataclass
 
-from vtd_qemu import (
+from vtd_scene import (
     ABSENT,
     CCMD,
     DATA,
     DATA_PAGES,
     GCMD,
+    PAGE,
     QIE,
+    REQUESTERS,
     SLOT,
     SLOTS,
-    SOURCES,
     TABLE_PAGES,
     TABLES,
     TE,
     Ask,
+    Operation,
     Poke,
     Scene,
     Variant,
     Write,
 )
 
-from hvcore.spec.vtd import ADDRESS, in_interrupt_range
+from hvcore.spec.vtd import ADDRESS, INTERRUPT_RANGE, in_interrupt_range
 
-__all__ = ["CONTEXTS", "QUEUE", "ROOT", "Builder", "Operations", "context_address", "invalidate_contexts", "invalidate_iotlb",
+__all__ = ["CONTEXTS", "PAGING", "QUEUE", "ROOT", "Builder", "Operations", "context_address", "invalidate_contexts", "invalidate_iotlb",
            "random_scene", "through_queue"]
 
-PAGE = 4096
 ROOT = TABLES
-CONTEXTS = {0: TABLES + PAGE, 5: TABLES + 2 * PAGE}
+CONTEXTS = {0: TABLES + PAGE, 5: TABLES + 2 * PAGE, 6: TABLES + 3 * PAGE}
 """Context tables by bus."""
+PAGING = TABLES + 4 * PAGE
+"""The first page of paging tables."""
 QUEUE = TABLES + (TABLE_PAGES - 1) * PAGE
 """The page of the invalidation queue, in scenes that use it."""
 IVA, IOTLB, IQT, IQA = 0xF0, 0xF8, 0x88, 0x90
-Operations = list[Poke | Write | Ask]
+Operations = list[Operation]
 _INDEXES = (0, 1, 3, 5, 0x100, 511)
 _MIDDLE = (0, 1, 3, 5, 0x100, 508)
 """At level 2, where the last would lead into ROM."""
+_LENGTHS = (1, 2, 3, 4, 4, 4, 5, 12, 16, 64, 200, 700, 1500)
+"""Of requests that are no word."""
 _Noise = tuple[tuple[int, tuple[int, ...]], ...]
 _ADDRESS_NOISE = (12, 13, 14, 15, 28, 29, 30, 32, 36, 38, 39, 40, 44, 47, 48, 51)
 _FLAG_NOISE = (0, 0, 1, 1, 2, 3, 7, 7, 8, 9, 10, 11, 52, 58, 61, 62, 63)
@@ -62,7 +67,7 @@ class Builder:
     def __init__(self, variant: Variant):
         self.variant = variant
         self.words: dict[int, int] = {}
-        self._next = TABLES + 3 * PAGE
+        self._next = PAGING
         for bus, table in CONTEXTS.items():
             self.words[ROOT + 16 * bus] = table | 1
         self.leaves: dict[int, list[Leaf]] = {}
@@ -90,7 +95,7 @@ class Builder:
         self.leaves.setdefault(top, []).append(Leaf(iova, 1 << 12 + 9 * (leaf - 1), at))
         return at
 
-    def scene(self, operations: Operations, root: int = ROOT) -> Scene:
+    def scene(self, operations: Operations, root: int | None = ROOT) -> Scene:
         pages: dict[int, bytearray] = {}
         for at, word in self.words.items():
             struct.pack_into("<Q", pages.setdefault(at & -PAGE, bytearray(PAGE)), at % PAGE, word)
@@ -99,7 +104,7 @@ class Builder:
 
 def context_address(device: int) -> int:
     """Where the context entry of a device lies."""
-    return CONTEXTS[SOURCES[device] >> 8] + 16 * (SOURCES[device] & 0xFF)
+    return CONTEXTS[REQUESTERS[device] >> 8] + 16 * (REQUESTERS[device] & 0xFF)
 
 
 def random_scene(seed: int, variant: Variant, requests: int = SLOTS) -> Scene:
@@ -109,11 +114,11 @@ def random_scene(seed: int, variant: Variant, requests: int = SLOTS) -> Scene:
 
 class _Random:
     def __init__(self, seed: int, variant: Variant):
-        self.random, self.asked = random.Random(seed), 0
+        self.random, self.used = random.Random(seed), 0
         self.builder = Builder(variant)
         self.depths = (3,) if variant.aw_bits == 39 else (3, 4)
         self.domains = [self._domain(did) for did in (1, 2, 0x1234)]
-        self.of = [self._attach(device) for device in range(len(SOURCES))]
+        self.of = [self._attach(device) for device in range(len(REQUESTERS))]
         self._add_noise()
 
     def _domain(self, did: int) -> tuple[int, int, int]:
@@ -153,15 +158,15 @@ class _Random:
 
     def _add_noise(self) -> None:
         r = self.random
-        entries = [at for at in self.builder.words if at >= TABLES + 3 * PAGE]
+        entries = [at for at in self.builder.words if at >= PAGING]
         for at in r.sample(entries, min(len(entries), r.choice((0, 0, 1, 2, 4, 8)))):
             self.builder.words[at] = self._noisy(self.builder.words[at])
         if r.random() < .25:
             word, bits = r.choice(_CONTEXT_NOISE)
-            self._flip(context_address(r.randrange(len(SOURCES))) + word, bits)
+            self._flip(context_address(r.randrange(len(REQUESTERS))) + word, bits)
         if r.random() < .08:
             word, bits = r.choice(_ROOT_NOISE)
-            self._flip(ROOT + 16 * r.choice((0, 5)) + word, bits)
+            self._flip(ROOT + 16 * r.choice(tuple(CONTEXTS)) + word, bits)
 
     def _noisy(self, entry: int) -> int:
         """An entry with one bit wrong, or all.
@@ -179,24 +184,37 @@ class _Random:
     # What happens.
 
     def scene(self, requests: int) -> Scene:
-        r, operations = self.random, list[Poke | Write | Ask]()
-        changing = r.random() < .5
-        while self.asked < requests - 3:
+        r, operations = self.random, Operations()
+        changing, sized = r.random() < .5, r.random() < .3
+        while self.used < requests - 3:
             if changing and r.random() < .08:
                 operations += r.choice((self._change_entry, self._move_a_page, self._change_context))()
-            device = r.randrange(len(SOURCES))
-            operations.append(self._ask(device, self._target(device)))
+            device = r.randrange(len(REQUESTERS))
+            target = self._target(device)
+            long = self._sized(device, target, requests - 3 - self.used) if sized and r.random() < .2 else None
+            operations.append(long or self._ask(device, target))
         return self.builder.scene(through_queue(operations, QUEUE) if changing and r.random() < .4 else operations)
 
     def _ask(self, device: int, iova: int) -> Ask:
-        """The next request: in the 16 bytes of its page that no other request of the scene touches.
-
-        None reaches QEMU's ROM below 4 GiB, be it passed through or by way of a 1 GiB page.
-        """
-        self.asked += 1
-        if iova & 0x3FE0_0000 == 0x3FE0_0000:
+        """The next request for a word: in the 16 bytes of its page that no other such request of the scene touches."""
+        self.used += 1
+        if _leads_into_rom(iova):
             iova ^= 1 << 21
-        return Ask(device, iova & ~0xFFF | SLOT * (self.asked - 1), self.random.random() < .5, self.random.random() < .97)
+        return Ask(device, iova & ~0xFFF | SLOT * (self.used - 1), self.random.random() < .5, self.random.random() < .97)
+
+    def _sized(self, device: int, target: int, room: int) -> Ask | None:
+        """A request of another size, within a page or over its end; None where it would meet what a scene must leave alone."""
+        r, length = self.random, self.random.choice(_LENGTHS)
+        if length == 4 and r.random() < .3:
+            target = INTERRUPT_RANGE.start | r.getrandbits(8) << 12
+        page, over = target & ~0xFFF, r.random() < .4
+        start = page + PAGE - r.randrange(length + 1) if over else page | r.choice((r.randrange(PAGE), r.randrange(PAGE) & ~3))
+        end, need = start + length, -(-length // SLOT)
+        message = length == 4 and not start % 4
+        if need > room or end >> 64 or _leads_into_rom(start) or _leads_into_rom(end) or (not message and _near_interrupts(start, end)):
+            return None
+        self.used += need
+        return Ask(device, start, r.random() < .5, r.random() < .97, length)
 
     def _target(self, device: int) -> int:
         """An IOVA: mostly in a mapped page and at an offset that leads into DATA, else near one or nowhere."""
@@ -211,7 +229,7 @@ class _Random:
     def _change_entry(self) -> Operations:
         """Software changes any paging entry, and invalidates: everything, just enough, too little or nothing."""
         r, (did, _, top) = self.random, self.random.choice(self.of)
-        at = r.choice([a for a in self.builder.words if a >= TABLES + 3 * PAGE])
+        at = r.choice([a for a in self.builder.words if a >= PAGING])
         iova = r.choice(self.builder.leaves[top]).iova
         return [Poke(at, self._noisy(self.builder.words[at])), *r.choice((
             [], invalidate_contexts(1), invalidate_iotlb(1), invalidate_iotlb(2, did), invalidate_iotlb(2, did ^ 3),
@@ -219,7 +237,7 @@ class _Random:
 
     def _move_a_page(self) -> Operations:
         """A page is used, moves, is invalidated nearly or exactly, and is used again."""
-        r, device = self.random, self.random.randrange(len(SOURCES))
+        r, device = self.random, self.random.randrange(len(REQUESTERS))
         did, _, top = self.of[device]
         page = r.choice(self.builder.leaves[top])
         address = r.choice((DATA, DATA, 0xFEE0_0000)) + (r.randrange(DATA_PAGES) << 12 if page.size == PAGE else 0)
@@ -231,14 +249,26 @@ class _Random:
 
     def _change_context(self) -> Operations:
         """A device is used, gets other tables, another domain id, FPD or nothing; contexts are invalidated; it is used again."""
-        r, device = self.random, self.random.randrange(len(SOURCES))
-        (did, levels, top), (_, _, other), source = self.of[device], r.choice(self.domains), SOURCES[device]
+        r, device = self.random, self.random.randrange(len(REQUESTERS))
+        (did, levels, top), (_, _, other), source = self.of[device], r.choice(self.domains), REQUESTERS[device]
         low, high = r.choice((other | 1, top | 1, top | 3, top | 0xB, 0)), r.choice((did, did, did ^ 0x300)) << 8 | levels - 2
         at, target = context_address(device), self._target(device)
-        return [self._ask(device, target), Poke(at, low), Poke(at + 8, high), *r.choice((
+        contexts = r.choice((
             [], invalidate_contexts(1), invalidate_contexts(2, did), invalidate_contexts(2, did ^ 3), invalidate_contexts(3, did, source),
-            invalidate_contexts(3, did, source ^ r.randrange(8), r.randrange(4)), invalidate_contexts(3, did ^ 3, source, 3))),
-            *r.choice(([], invalidate_iotlb(1), invalidate_iotlb(1), invalidate_iotlb(2, did))), self._ask(device, target)]
+            invalidate_contexts(3, did, source ^ r.randrange(8), r.randrange(4)),
+            invalidate_contexts(3, did, source ^ r.randrange(1, 8), 3), invalidate_contexts(3, did ^ 3, source, 3)))
+        translations = r.choice(([], invalidate_iotlb(1), invalidate_iotlb(1), invalidate_iotlb(2, did)))
+        return [self._ask(device, target), Poke(at, low), Poke(at + 8, high), *contexts, *translations, self._ask(device, target)]
+
+
+def _leads_into_rom(iova: int) -> bool:
+    """Whether an IOVA reaches QEMU's ROM below 4 GiB, be it passed through or by way of a 1 GiB page."""
+    return iova & 0x3FE0_0000 == 0x3FE0_0000
+
+
+def _near_interrupts(start: int, end: int) -> bool:
+    """Whether any of a request is in the interrupt range, where QEMU would take its bytes for interrupts."""
+    return start < INTERRUPT_RANGE.stop and INTERRUPT_RANGE.start < end
 
 
 def invalidate_contexts(granularity: int, did: int = 0, source: int = 0, fm: int = 0) -> Operations:

@@ -1,61 +1,25 @@
-"""Our remapping unit against QEMU's `intel-iommu`: what they agree on, and every departure of QEMU by its name (vtd_differences.py).
+"""Directed scenes: what they do, what the specification says comes of it, and in which departures of QEMU's it differs."""
 
-`HVLAB_CONFORMANCE=N` plays N random requests instead of some thousands; `-s` shows what was counted.
-"""
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from vtd_play import VARIANTS
+from vtd_scene import ABSENT, APIC, DATA, GCMD, RTADDR, SRTP, TABLES, TE, Ask, Look, Operation, Poke, Variant, Write
+from vtd_scenes import (
+    PAGING,
+    QUEUE,
+    ROOT,
+    Builder,
+    Operations,
+    context_address,
+    invalidate_contexts,
+    invalidate_iotlb,
+    through_queue,
+)
 
-import pytest
-from vtd_differences import DIFFERENCES, Verdict, judge
-from vtd_qemu import ABSENT, DATA, TABLES, Ask, Outcome, Poke, QemuUnit, Scene, Variant, Write, run_ours
-from vtd_scenes import QUEUE, ROOT, Builder, Operations, context_address, invalidate_contexts, invalidate_iotlb, random_scene, through_queue
+__all__ = ["BOTH", "CASES", "Case", "Plain", "interrupts"]
 
-from hvcore.machine.vtd import RemappingUnit, unit, walk
-from hvcore.machine.vtd.caches import ContextCache, Iotlb
-from hvcore.machine.vtd.faults import FaultLog
-from hvcore.machine.vtd.walk import Found, Step, Walker
-from hvcore.spec import vtd as spec
-from hvcore.spec.dma import Direction
-from hvcore.spec.vtd import FaultReason
-
-pytestmark = [pytest.mark.needs("qemu-system-x86_64"), pytest.mark.xdist_group("vtd-conformance")]
-
-VARIANTS = [Variant(aw_bits, caching) for aw_bits in (39, 48) for caching in (False, True)]
-REQUESTS = int(os.environ.get("HVLAB_CONFORMANCE", "20000"))
-
-
-class Pair:
-    """QEMU's units, one per variant, started when first asked for."""
-
-    def __init__(self, stack: ExitStack):
-        self._stack, self._units = stack, dict[Variant, QemuUnit]()
-
-    def qemu(self, variant: Variant) -> QemuUnit:
-        if variant not in self._units:
-            self._units[variant] = self._stack.enter_context(QemuUnit(variant))
-        return self._units[variant]
-
-    def play(self, scene: Scene, variant: Variant, make: Callable[..., RemappingUnit] = RemappingUnit) -> tuple[list[Outcome], Verdict]:
-        """What our unit made of a scene, and how QEMU compares."""
-        qemu = self.qemu(variant)
-        theirs = qemu.run(scene)
-        ours = run_ours(scene, variant, qemu.cap, qemu.ecap, make)
-        return ours, judge(scene, variant, qemu.cap, qemu.ecap, ours, theirs)
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    with ExitStack() as stack:
-        yield Pair(stack)
-
-
-# Directed scenes.
-
-TOP, DID = TABLES + 3 * 4096, 7
+TOP, DID = PAGING, 7
 R_AT, W_AT, RW_AT, LARGE, HUGE = 0x6000, 0x7000, 0x5000, 0x20_0000, 0x4000_0000
 
 
@@ -75,16 +39,21 @@ class Plain(Builder):
         """A context entry; `low` and `high` flip bits of it."""
         self.context(device, (TOP | 1) ^ low, (did << 8 | 1) ^ high)
 
+    def more(self, iova: int) -> Operations:
+        """One more page, read-write.  Nothing happens."""
+        self.map(TOP, 3, iova, DATA | iova & 0xF000 | 3)
+        return []
+
     def flip(self, at: int, bits: int) -> None:
         self.words[at] = self.words.get(at, 0) ^ bits
 
 
-def read(iova: int, device: int = 0, sweep: bool = True) -> Ask:
-    return Ask(device, iova, False, sweep)
+def read(iova: int, device: int = 0, sweep: bool = True, length: int = 8) -> Ask:
+    return Ask(device, iova, False, sweep, length)
 
 
-def write(iova: int, device: int = 0, sweep: bool = True) -> Ask:
-    return Ask(device, iova, True, sweep)
+def write(iova: int, device: int = 0, sweep: bool = True, length: int = 8) -> Ask:
+    return Ask(device, iova, True, sweep, length)
 
 
 @dataclass(frozen=True)
@@ -122,14 +91,14 @@ def attached(low: int, high: int, *operations: Ask) -> Callable[[Plain], Operati
     return build
 
 
-def stale(*operations: Poke | Write | Ask) -> Callable[[Plain], Operations]:
+def stale(*operations: Operation) -> Callable[[Plain], Operations]:
     """A read of 0x5000, the page moves to another, then the operations."""
     def build(b: Plain) -> Operations:
         return [read(RW_AT), Poke(b.at[RW_AT], DATA | 3), *operations]
     return build
 
 
-def queued(*operations: Poke | Write | Ask) -> Callable[[Plain], Operations]:
+def queued(*operations: Operation) -> Callable[[Plain], Operations]:
     """The same with the invalidation queue."""
     return lambda b: through_queue(stale(*operations)(b), QUEUE)
 
@@ -159,6 +128,23 @@ def _passed_through_before(b: Plain) -> Operations:
     b.context(0, 2 << 2 | 1, DID << 8 | 1)
     at = context_address(0)
     return [Poke(at, TOP | 1), read(DATA), *invalidate_contexts(1), read(DATA)]
+
+
+def interrupts(_: Plain) -> Operations:
+    """Device 0 fetches the data of an interrupt and sends it; then of another one, which it sends when it has no context any more."""
+    def fetch(vector: int, slot: int) -> Operations:
+        return [Poke(DATA | RW_AT, vector), Ask(0, RW_AT, length=4, slot=slot)]
+
+    def send(slot: int) -> Ask:
+        return Ask(0, APIC, True, length=4, slot=slot)
+    return [*fetch(0x41, 200), send(200), *fetch(0x42, 201), Poke(context_address(0), 0), *invalidate_contexts(1), *invalidate_iotlb(1),
+            send(201), read(RW_AT), Look(apic=True)]
+
+
+def _behind_bridges(b: Plain) -> Operations:
+    """Devices 4 and 5 have the ids that their bridges give them; nobody has the id of 06:03.0 or 07:02.0."""
+    b.context(4, TOP | 1, DID << 8 | 1)
+    return [read(RW_AT, 4), write(RW_AT + 16, 4), read(RW_AT, 5), read(0x8000, 4)]
 
 
 BOTH = [read(RW_AT), write(RW_AT)]
@@ -236,151 +222,27 @@ CASES = [
     case("not present becomes present in caching mode", lambda b: [read(0x8000), Poke(b.at[RW_AT] + 24, DATA | 3), read(0x8000)], 6, 6,
          differ="absent-never-cached", variants=(VARIANTS[1], VARIANTS[3])),
     case("two faults, one record", [read(0x8000, sweep=False), read(0x9000, sweep=False)], 6, 6, differ="collapse-by-source"),
+    # Other sizes, and requests over the end of a page.
+    *[case(f"{n} bytes", [read(RW_AT + 3, length=n), write(RW_AT + 0x801, length=n), write(R_AT + 1, length=n), read(W_AT, length=n)],
+           "ok", "ok", 5, 6) for n in (1, 2, 3, 4, 7, 9, 64, 511, 900)],
+    case("over the end of a page into one that is as good", lambda b: [*b.more(0x9000), *b.more(0xA000), write(0xA000 - 16, length=32),
+         read(0xA000 - 700, length=1500)], "ok", "ok"),
+    case("over the end of a page into one that is read-only", [write(R_AT - 16, length=32), read(R_AT - 16, length=32)], 5, "ok"),
+    case("over the end of a page into one that is write-only", [read(W_AT - 16, length=32), write(W_AT - 16, length=32)], 6, 5,
+         differ="silent-block"),
+    case("out of a page that refuses", [write(0x5000 - 16, length=32), read(0x5000 - 16, length=32)], 5, 6),
+    case("two pages that refuse", [read(0x9000 - 16, length=32)], 6, differ="collapse-by-source"),
+    case("over the end of a 2 MiB page", [read(LARGE - 16, length=32), write(LARGE + (1 << 21) - 16, length=32)], 6, 5),
+    case("over the end of the width", [read((1 << 39) - 16, length=32)], 6, differ="collapse-by-source"),
+    # Interrupts of devices.
+    case("4-byte writes to the interrupt range, whatever the tables say", interrupts, "ok", "lost", "ok", "lost", 2, "registers"),
+    case("other writes to the interrupt range", [write(APIC, length=2), write(APIC + 2, length=4), read(APIC, length=4)], 14, 14, 14,
+         differ="interrupt-range-input"),
+    # Behind bridges.
+    case("behind bridges", _behind_bridges, "ok", "ok", 2, 6),
+    # Where the root table is.
+    case("the root table beyond the width", [Write(RTADDR, 8, ROOT | 1 << 50), Write(GCMD, 4, TE | SRTP), *BOTH], 8, 8,
+         differ="root-pointer-bits"),
+    case("reserved bits of RTADDR", [Write(RTADDR, 8, ROOT | 0xC00), Write(GCMD, 4, TE | SRTP), *BOTH, Look()], "ok", "ok", "registers",
+         differ="root-pointer-bits"),
 ]
-
-
-def answer(outcome: Outcome) -> int | str:
-    if outcome.high is not None:
-        return outcome.high >> 32 & 0xFF
-    return "lost" if outcome.where is None else "ok"
-
-
-@pytest.mark.parametrize("one", CASES, ids=lambda c: c.name)
-def test_directed(pair: Pair, one: Case) -> None:
-    for variant in one.variants:
-        builder = Plain(variant)
-        operations = one.operations(builder) if callable(one.operations) else one.operations
-        scene = builder.scene(operations)
-        ours, verdict = pair.play(scene, variant)
-        assert tuple(map(answer, ours)) == one.answers
-        assert not verdict.unexplained, report(pair, scene, variant)
-        assert set(verdict.counts) - {"junk-pasid"} == one.differences
-
-
-def test_8_the_root_table_is_absent(pair: Pair) -> None:
-    scene = Plain(VARIANTS[0]).scene(list(BOTH), root=ABSENT)
-    ours, verdict = pair.play(scene, VARIANTS[0])
-    assert list(map(answer, ours)) == [8, 8] and not verdict.unexplained
-
-
-def test_every_difference_has_a_directed_scene() -> None:
-    assert set().union(*(c.differences for c in CASES)) | {"junk-pasid"} == set(DIFFERENCES)
-
-
-# Random scenes.
-
-def report(pair: Pair, scene: Scene, variant: Variant) -> str:
-    """A scene with an unexplained difference, without the operations that it does not need."""
-    scene = shrink(scene, lambda s: bool(pair.play(s, variant)[1].unexplained))
-    _, verdict = pair.play(scene, variant)
-    lines = [f"{variant}, root {scene.root:#x}", *(f"  {o}" for o in scene.operations)]
-    for at, page in scene.tables.items():
-        words = [(at + i, int.from_bytes(page[i:i + 8], "little")) for i in range(0, 4096, 8)]
-        lines += [f"  {a:#x}: {word:#x}" for a, word in words if word]
-    lines += [f"  request {u.request}: ours {u.ours} (should be {u.bare}); QEMU {u.qemu} (foretold {u.model})" for u in verdict.unexplained]
-    return "\n".join(lines)
-
-
-def shrink(scene: Scene, fails: Callable[[Scene], bool]) -> Scene:
-    """The scene with as many operations taken away as it goes on failing without, ever smaller runs of them."""
-    operations, size = scene.operations, len(scene.operations) // 2
-    while size:
-        at = 0
-        while at < len(operations):
-            fewer = operations[:at] + operations[at + size:]
-            if fails(Scene(scene.tables, scene.root, fewer)):
-                operations = fewer
-            else:
-                at += size
-        size //= 2
-    return Scene(scene.tables, scene.root, operations)
-
-
-def test_shrinking_leaves_what_the_failure_needs() -> None:
-    scene = random_scene(1, VARIANTS[0])
-    wanted = {scene.operations[17], scene.operations[101]}
-    assert set(shrink(scene, lambda s: wanted <= set(s.operations)).operations) == wanted
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_random_scenes(pair: Pair, variant: Variant) -> None:
-    counts, answers, requests, seed = Counter[str](), Counter[int | str](), 0, 0
-    while requests < REQUESTS // len(VARIANTS):
-        scene = random_scene(seed, variant)
-        ours, verdict = pair.play(scene, variant)
-        assert not verdict.unexplained, f"seed {seed}: " + report(pair, scene, variant)
-        counts += verdict.counts
-        answers.update(map(answer, ours))
-        requests, seed = requests + verdict.requests, seed + 1
-    print(f"\n{variant}: {requests} requests; {dict(counts.most_common())}; {dict(answers.most_common())}")
-    assert answers["ok"] > requests / 10 and {3, 4, 5, 6, 12, 14} <= set(answers)
-    assert not counts["together"] > requests / 1000
-
-
-# Broken units.
-
-def _only_the_leaf_permits(patch: pytest.MonkeyPatch) -> None:
-    right = Walker._refusal
-
-    def refusal(step: Step, need: int, top: int) -> FaultReason | None:
-        return None if step.found is Found.TABLE else right(step, need, top)
-    patch.setattr(Walker, "_refusal", staticmethod(refusal))
-
-
-def _bit_11_is_ignored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(walk, "entry_reserved", lambda *a: spec.entry_reserved(*a) & ~spec.SNP)
-
-
-def _fpd_is_ignored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(unit, "FPD_SILENCES", frozenset())
-
-
-def _superpages_are_small(patch: pytest.MonkeyPatch) -> None:
-    right = Walker.mapping
-    patch.setattr(Walker, "mapping", lambda *a: replace(right(*a), size=4096))
-
-
-def _records_turn_the_direction_round(patch: pytest.MonkeyPatch) -> None:
-    right, other = FaultLog.record, {Direction.READ: Direction.WRITE, Direction.WRITE: Direction.READ}
-    patch.setattr(FaultLog, "record", lambda self, request, reason: right(self, replace(request, access=other[request.access]), reason))
-
-
-def _the_context_width_is_ignored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(walk, "input_bits", lambda cap, aw: spec.mgaw(cap))
-
-
-def _page_invalidation_takes_one_page(patch: pytest.MonkeyPatch) -> None:
-    right = Iotlb.invalidate_pages
-    patch.setattr(Iotlb, "invalidate_pages", lambda self, did, iova, am: right(self, did, iova, 0))
-
-
-def _domain_invalidation_takes_all(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Iotlb, "invalidate_domain", lambda self, did: self.invalidate_all())
-
-
-def _function_masks_are_ignored(patch: pytest.MonkeyPatch) -> None:
-    right = ContextCache.invalidate_device
-    patch.setattr(ContextCache, "invalidate_device", lambda self, did, source, fm: right(self, did, source, 0))
-
-
-BROKEN = (_only_the_leaf_permits, _bit_11_is_ignored, _fpd_is_ignored, _superpages_are_small, _records_turn_the_direction_round,
-          _the_context_width_is_ignored, _page_invalidation_takes_one_page, _domain_invalidation_takes_all, _function_masks_are_ignored)
-
-
-@pytest.fixture(scope="module")
-def recorded(pair: Pair) -> list[tuple[Scene, Variant, list[Outcome]]]:
-    """What QEMU makes of some random scenes."""
-    scenes = [(random_scene(seed, variant), variant) for seed in range(1000, 1024) for variant in (VARIANTS[0], VARIANTS[2])]
-    return [(scene, variant, pair.qemu(variant).run(scene)) for scene, variant in scenes]
-
-
-@pytest.mark.parametrize("break_unit", BROKEN, ids=lambda f: f.__name__.strip("_"))
-def test_a_broken_unit_is_caught(pair: Pair, recorded: list[tuple[Scene, Variant, list[Outcome]]], monkeypatch: pytest.MonkeyPatch,
-                                 break_unit: Callable[[pytest.MonkeyPatch], None]) -> None:
-    break_unit(monkeypatch)
-    for scene, variant, theirs in recorded:
-        qemu = pair.qemu(variant)
-        ours = run_ours(scene, variant, qemu.cap, qemu.ecap)
-        if judge(scene, variant, qemu.cap, qemu.ecap, ours, theirs, causes=False).unexplained:
-            return
-    pytest.fail("nothing was noticed")

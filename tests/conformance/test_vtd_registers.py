@@ -1,0 +1,62 @@
+"""Our remapping unit's register page and invalidation queue against QEMU's, register by register: directed and random writes."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from vtd_play import VARIANTS, Pair, report
+from vtd_register_cases import REGISTER_CASES, RegisterCase
+from vtd_register_scenes import random_register_scene
+from vtd_scene import Outcome, Registers, Variant
+from vtd_scenes import Builder
+
+pytestmark = pytest.mark.needs("qemu-system-x86_64")
+
+LOOKS = int(os.environ.get("HVLAB_CONFORMANCE_LOOKS", "4000"))
+SEED = int(os.environ.get("HVLAB_CONFORMANCE_SEED", "0"))
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with ExitStack() as stack:
+        yield Pair(stack)
+
+
+def value(page: Registers, offset: int, wanted: int) -> int:
+    """A register of the page, of 32 bits unless it cannot hold what is wanted."""
+    word = page.words[offset // 8] >> 8 * (offset % 8)
+    return word if offset % 8 == 0 and wanted >> 32 else word & 0xFFFF_FFFF
+
+
+@pytest.mark.xdist_group("vtd-39")
+@pytest.mark.parametrize("one", REGISTER_CASES, ids=lambda c: c.name)
+def test_directed_registers(pair: Pair, one: RegisterCase) -> None:
+    variant = VARIANTS[0]
+    scene = Builder(variant).scene(one.operations, root=None)
+    ours, verdict = pair.play(scene, variant)
+    page = ours[-1]
+    assert isinstance(page, Registers)
+    assert {offset: value(page, offset, wanted) for offset, wanted in one.expected.items()} == one.expected
+    assert page.vectors == one.vectors
+    if one.word is not None:
+        assert [o.where for o in ours if isinstance(o, Outcome)] == [one.word]
+    assert not verdict.unexplained, report(pair, scene, variant)
+    assert set(verdict.counts) == one.differences
+
+
+@pytest.mark.parametrize("variant", [pytest.param(v, marks=pytest.mark.xdist_group(f"vtd-{v.aw_bits}")) for v in VARIANTS], ids=str)
+def test_random_registers(pair: Pair, variant: Variant) -> None:
+    counts, looks, seed = Counter[str](), 0, SEED + 1_000_000 * VARIANTS.index(variant)
+    pages = set[Registers]()
+    while looks < LOOKS // len(VARIANTS):
+        scene = random_register_scene(seed, variant)
+        ours, verdict = pair.play(scene, variant)
+        assert not verdict.unexplained, f"seed {seed}: " + report(pair, scene, variant)
+        counts += verdict.counts
+        pages.update(r for r in ours if isinstance(r, Registers))
+        looks, seed = looks + sum(isinstance(r, Registers) for r in ours), seed + 1
+    print(f"\n{variant}: {looks} looks at the registers, {len(pages)} different; {dict(counts.most_common())}")
+    assert len(pages) > looks / 3 and not counts["together"] > looks / 100
+    assert any(p.vectors for p in pages)
