@@ -22,7 +22,7 @@ _WORDS = {
 """Range types as Linux 2.6 to 7, Xen and /sys/firmware/memmap spell them, lower case."""
 
 _TYPE = re.compile(
-    r"\s*(?:\d+(?:\.\d+)?\s*[KMGT]?B\s+)?\(?\s*(?:persistent \()?"
+    r"\s*(?:\d+(?:\.\d+)?\s*[KMGT]?B\s+)?(?:\(\s*)?(?:persistent \()?"
     rf"(?:type (?P<number>\d{{1,9}})|(?P<word>{'|'.join(map(re.escape, _WORDS))}))(?![a-z])", re.IGNORECASE)
 _NUMBERED = re.compile(r"\s*(?P<number>\d{1,9})\s+[A-Z]")
 

@@ -19,6 +19,10 @@ from .files import read_bytes
 __all__ = ["KernelLog", "LoggedUnit", "decode", "parse_log", "read_text"]
 
 _MOST_BYTES = 64 << 20
+_LONGEST_LINE = 1024
+"""Characters of a line that are read: the kernel prints no longer ones."""
+_MOST = 256
+"""Units, reserved regions and the like that are kept of each kind; there are fewer on every machine."""
 _T = TypeVar("_T")
 
 
@@ -87,8 +91,11 @@ class KernelLog:
         return next(whole, max(self.maps, key=lambda m: len(m.entries), default=None))
 
     def unit(self, base: int) -> LoggedUnit:
-        """The unit with registers at `base`, made if new."""
-        return self.units.setdefault(base, LoggedUnit(base))
+        """The unit with registers at `base`, made if new; one too many is not kept."""
+        unit = self.units.get(base) or LoggedUnit(base)
+        if len(self.units) < _MOST:
+            self.units[base] = unit
+        return unit
 
 
 def decode(data: bytes) -> str:
@@ -107,7 +114,7 @@ def read_text(path: Path) -> str:
 
 def parse_log(text: str) -> KernelLog:
     """The findings of one boot: the one whose memory map is used, of several in one log."""
-    lines = text.splitlines()
+    lines = [line[:_LONGEST_LINE] for line in text.splitlines()]
     log = KernelLog(maps=read_maps(lines))
     functions: dict[tuple[int, int], _Function] = {}
     for line in _one_boot(lines, log.map.lines[0] if log.map else 1):
@@ -144,7 +151,8 @@ def _rmrr_device(log: KernelLog, m: re.Match[str]) -> None:
 
 
 def _atsr(log: KernelLog, m: re.Match[str]) -> None:
-    log.atsrs.append(int(m[1], 16))
+    if len(log.atsrs) < _MOST:
+        log.atsrs.append(int(m[1], 16))
 
 
 def _rhsa(log: KernelLog, m: re.Match[str]) -> None:
@@ -203,7 +211,7 @@ def _amd(log: KernelLog, m: re.Match[str]) -> None:
 
 
 def _once(items: list[_T], item: _T) -> None:
-    if item not in items:
+    if len(items) < _MOST and item not in items:
         items.append(item)
 
 
@@ -278,7 +286,7 @@ def _read_function(function: _Function, text: str) -> None:
 def _identify(function: _Function, m: re.Match[str]) -> None:
     """Vendor, device, class.  Kernels before 3.3 print `type 0` and the class without its interface byte; new ones the port type."""
     function.vendor, function.device_id = int(m[1], 16), int(m[2], 16)
-    function.class_code = int(m[4] or m[5], 16) << (8 if m[3] and len(m[3]) == 1 else 0)
+    function.class_code = int(m[4] or m[5], 16) << (8 if m[3] and len(m[3]) == 1 else 0) & 0xFFFFFF
     function.bridge = int(m[3] or m[6]) == 1
     function.conventional = m[7].strip().startswith("conventional PCI")
     function.port_type = _PORT_TYPES.get(m[7].strip())

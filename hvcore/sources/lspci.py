@@ -8,17 +8,19 @@ from ..spec.pci import CAPABILITIES, EXPRESS, PortType, bdf, parse_bdf
 
 __all__ = ["parse_lspci", "parse_qemu_pci"]
 
+_LONGEST_LINE = 1024
+"""Characters of a line that are read."""
 _HEAD = re.compile(r"^(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7] ")
 _FUNCTION = re.compile(r"^((?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]) .*?\[([0-9a-f]{4})\]: .*\[([0-9a-f]{4}):([0-9a-f]{4})\]"
                        r"(?: \(rev ([0-9a-f]{2})\))?(?: \(prog-if ([0-9a-f]{2})\b)?")
-_SUBSYSTEM = re.compile(r"^\s+Subsystem: .*\[([0-9a-f]{4}):([0-9a-f]{4})\]", re.MULTILINE)
-_REGION = re.compile(r"^\s+Region ([0-5]): (Memory|I/O ports) at (?:([0-9a-f]{1,16})|<\w+>)(?: \((32|64)-bit, (non-)?prefetchable\))?"
+_SUBSYSTEM = re.compile(r"^[ \t]+Subsystem: .*\[([0-9a-f]{4}):([0-9a-f]{4})\]", re.MULTILINE)
+_REGION = re.compile(r"^[ \t]+Region ([0-5]): (Memory|I/O ports) at (?:([0-9a-f]{1,16})|<\w+>)(?: \((32|64)-bit, (non-)?prefetchable\))?"
                      r".*\[size=(\d{1,4})([KMGT]?)\]", re.MULTILINE)
-_BUSES = re.compile(r"^\s+Bus: primary=[0-9a-f]{2}, secondary=([0-9a-f]{2}), subordinate=([0-9a-f]{2})", re.MULTILINE)
-_EXPRESS = re.compile(r"^\s+Capabilities: \[\w+\] Express (?:\(v\d+\) )?([A-Z][\w/ -]*?)(?: \(Slot[+-]\))?(?:,.*)?$", re.MULTILINE)
-_VERBOSE = re.compile(r"^\s+(?:Control|Flags): ", re.MULTILINE)
+_BUSES = re.compile(r"^[ \t]+Bus: primary=[0-9a-f]{2}, secondary=([0-9a-f]{2}), subordinate=([0-9a-f]{2})", re.MULTILINE)
+_EXPRESS = re.compile(r"^[ \t]+Capabilities: \[\w+\] Express (?:\(v\d+\) )?([A-Z][\w/ -]*?)(?: \(Slot[+-]\))?(?:,.*)?$", re.MULTILINE)
+_VERBOSE = re.compile(r"^[ \t]+(?:Control|Flags): ", re.MULTILINE)
 _DENIED = "Capabilities: <access denied>"
-_DUMP = re.compile(r"^([0-9a-f]{2,3}):((?: [0-9a-f]{2}){16})\s*$", re.MULTILINE)
+_DUMP = re.compile(r"^([0-9a-f]{2,3}):((?: [0-9a-f]{2}){16})[ \t]*$", re.MULTILINE)
 _TYPES = {"Endpoint": PortType.ENDPOINT, "Legacy Endpoint": PortType.LEGACY_ENDPOINT, "Root Port": PortType.ROOT_PORT,
           "Upstream Port": PortType.UPSTREAM_PORT, "Downstream Port": PortType.DOWNSTREAM_PORT,
           "PCI-Express to PCI/PCI-X Bridge": PortType.PCIE_TO_PCI_BRIDGE, "PCI/PCI-X to PCI-Express Bridge": PortType.PCI_TO_PCIE_BRIDGE,
@@ -40,7 +42,7 @@ def parse_lspci(text: str) -> tuple[PciDescription, ...]:
 def _blocks(text: str) -> Iterator[str]:
     """The lines of one function after the other."""
     block: list[str] = []
-    for line in text.splitlines():
+    for line in (whole[:_LONGEST_LINE] for whole in text.splitlines()):
         if _HEAD.match(line):
             yield "\n".join(block)
             block = []
@@ -97,11 +99,11 @@ def _bar(m: re.Match[str]) -> BarDescription:
     return BarDescription(int(m[1]), kind, int(m[6]) * _UNITS[m[7]], address or None, kind != "io" and bool(m[4]) and not m[5])
 
 
-_QEMU_HEAD = re.compile(r"^\s*Bus +(\d{1,3}), device +(\d{1,2}), function (\d):", re.MULTILINE)
-_QEMU_ID = re.compile(r"^\s+(?:Class (\d{4})|([\w /.-]+)): PCI device ([0-9a-f]{4}):([0-9a-f]{4})", re.MULTILINE)
+_QEMU_HEAD = re.compile(r"^[ \t]*Bus +(\d{1,3}), device +(\d{1,2}), function (\d):", re.MULTILINE)
+_QEMU_ID = re.compile(r"^[ \t]+(?:Class (\d{4})|(\w[\w /.-]*)): PCI device ([0-9a-f]{4}):([0-9a-f]{4})", re.MULTILINE)
 _QEMU_SUBSYSTEM = re.compile(r"PCI subsystem ([0-9a-f]{4}):([0-9a-f]{4})")
 _QEMU_BAR = re.compile(r"BAR([0-5]): (?:(32|64) bit (prefetchable )?memory|I/O) at 0x([0-9a-f]{1,16}) \[0x([0-9a-f]{1,16})\]")
-_QEMU_SECONDARY = re.compile(r"secondary bus (\d{1,3})\.[\s\S]*?subordinate bus (\d{1,3})\.")
+_QEMU_SECONDARY = re.compile(r"secondary bus (\d{1,3})\.[\s\S]{0,400}?subordinate bus (\d{1,3})\.")
 _QEMU_CLASSES = {"Host bridge": 0x060000, "ISA bridge": 0x060100, "PCI bridge": 0x060400, "VGA controller": 0x030000,
                  "SATA controller": 0x010601, "SMBus": 0x0C0500, "Ethernet controller": 0x020000, "USB controller": 0x0C0330}
 
@@ -125,7 +127,7 @@ def _qemu_function(head: re.Match[str], block: str) -> PciDescription | None:
     model = "bridge" if class_code >> 8 == _BRIDGE else "stub"
     return PciDescription(bdf(bus, device, function), int(m[3], 16), int(m[4], 16), class_code, model,
                           subsystem=(int(subsystem[1], 16), int(subsystem[2], 16)) if subsystem else (0, 0), bars=bars,
-                          secondary=int(buses[1]) if buses else 0, subordinate=int(buses[2]) if buses else 0)
+                          secondary=min(int(buses[1]), 255) if buses else 0, subordinate=min(int(buses[2]), 255) if buses else 0)
 
 
 def _with_interface(kind: int) -> int:

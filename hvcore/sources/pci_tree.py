@@ -30,6 +30,7 @@ _BY_DEVICE = {
 }
 """What Intel's chipsets have at these devices of bus 0: graphics, USB 3, USB 2, audio, USB 2."""
 _NVME_CLASS, _BRIDGE_CLASS, _EDU_ID = 0x0108, 0x0604, (0x1234, 0x11E8)
+_MOST_FUNCTIONS = 4096
 _CPU_REACH = 1 << 40
 """Where the guest's CPU ends: a register window must lie below."""
 
@@ -63,6 +64,8 @@ def complete(functions: Iterable[PciDescription], table: Dmar | None, nvme: Iter
     """
     notes: Notes = []
     functions = tuple(functions)
+    if len(functions) > _MOST_FUNCTIONS:
+        raise BadMachine(f"{len(functions)} PCI functions are listed, {_MOST_FUNCTIONS} are the most for a machine here: leave out some")
     others = _other_segments(functions, set(segments), notes)
     tree = [f for f in functions if f.segment == 0] or _from_scopes(table, notes)
     if not any(f.source == 0 for f in tree):

@@ -8,7 +8,7 @@ __all__ = ["check_sentence", "junk", "mutated", "number", "often", "spoilt_text"
 
 EDGES = (0, 1, 2, 3, 4, 7, 8, 15, 16, 0x20, 0x7F, 0x80, 0xFF, 0x100, 0xFFF, 0x1000, 0x7FFF, 0xFFFF, 0x9FC00, 0x100000, 0x7FFFFFFF,
          0x80000000, 0xFEC00000, 0xFEE00000, 0xFFFFFFFF, 1 << 32, 1 << 39, 1 << 47, 1 << 52, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
-_REPEATED = 1 << 18
+_REPEATED = 1 << 19
 """Most characters or bytes that a repeated piece grows to."""
 
 

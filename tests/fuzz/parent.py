@@ -56,9 +56,9 @@ class Tally:
 
 
 class Campaign:
-    """Runs targets in turn, each time for a slice of `slice_seconds`, every slice in a process of its own."""
+    """Runs targets in turn, each time for a slice of `slice_seconds` by its share, every slice in a process of its own."""
 
-    def __init__(self, names: Iterable[str], seed: int, slice_seconds: float = 15.0):
+    def __init__(self, names: Iterable[str], seed: int, slice_seconds: float = 10.0):
         self.tallies = {name: Tally(seed) for name in names}
         self.slice_seconds = slice_seconds
         self.failures: dict[tuple[str, str], Failure] = {}
@@ -71,7 +71,8 @@ class Campaign:
             for name in waiting:
                 left = end - time.monotonic()
                 if left > 0:
-                    self._slice(name, min(self.slice_seconds, left), 10**9 if cases is None else cases - self.tallies[name].cases)
+                    seconds = min(self.slice_seconds * TARGETS[name].share, left)
+                    self._slice(name, seconds, 10**9 if cases is None else cases - self.tallies[name].cases)
 
     def _waiting(self, cases: int | None) -> list[str]:
         return [n for n, t in self.tallies.items() if not t.broken and (cases is None or t.cases < cases)]

@@ -12,7 +12,14 @@ from typing import Any
 
 from hvcore.cli import main
 from hvcore.errors import HvlabError
-from hvcore.machine.description import MachineDescription
+from hvcore.machine.bus import Bus
+from hvcore.machine.clock import Clock
+from hvcore.machine.description import MachineDescription, PciDescription
+from hvcore.machine.dma import DmaFabric
+from hvcore.machine.memory import Memory
+from hvcore.machine.pci import RootComplex
+from hvcore.machine.pic import Pic
+from hvcore.machine.vtd import RemappingUnit
 from hvcore.sources import images_dir, load
 from hvcore.sources.kernel_log import parse_log
 from hvcore.sources.lspci import parse_lspci, parse_qemu_pci
@@ -25,6 +32,8 @@ from .mutate import check_sentence, junk, mutated, number, often, spoilt_text
 __all__ = ["TARGETS", "check_machine", "toml_texts"]
 
 LOGS = Path(__file__).resolve().parent.parent / "data" / "logs"
+_PILE = 1 << 18
+"""Characters of a pile."""
 _TEXTS = ("dmesg.txt", "e820.txt", "linux.log", "lspci.txt", "pci.txt", "registers.txt", "memmap.txt", "seabios.txt", "SOURCE.txt",
           "bv.log")
 
@@ -50,6 +59,13 @@ def _spoilt_file(r: Random, name: str, data: bytes) -> bytes:
     return text if often(r, 0.9) else mutated(r, text) if often(r, 0.7) else text.decode("utf-8", "replace").encode("utf-16")
 
 
+def check_function(f: PciDescription) -> None:
+    """What fits the registers of every function."""
+    assert 0 <= f.source < 1 << 16 and 0 <= f.class_code < 1 << 24 and 0 <= f.revision < 256, f"{f}"
+    assert 0 <= f.secondary < 256 and 0 <= f.subordinate < 256 and max(f.vendor, f.device_id, *f.subsystem) < 1 << 16, f"{f}"
+    assert all(0 <= b.index < 6 and (b.address is None or 0 <= b.address < 1 << 64) for b in f.bars), f"{f}"
+
+
 def check_machine(machine: MachineDescription) -> None:
     """What every description holds, wherever it is from."""
     starts = [start for start, _ in machine.ram_runs]
@@ -60,6 +76,19 @@ def check_machine(machine: MachineDescription) -> None:
     assert len(set(bases)) == len(bases) and (machine.dmar is None or len(parse(machine.dmar).drhds) == len(bases))
     places = [(f.segment, f.source) for f in machine.pci]
     assert len(set(places)) == len(places), "a function is there twice"
+    for f in machine.pci:
+        check_function(f)
+    _build_functions(machine)
+
+
+def _build_functions(machine: MachineDescription) -> None:
+    """The units and functions of a machine that loads can be built."""
+    memory = Memory([(0, 1 << 20)])
+    bus = Bus(memory)
+    for unit in machine.units:
+        RemappingUnit(unit, memory, machine.host_address_width)
+    root = RootComplex(bus, DmaFabric(memory, lambda segment, source: None), Clock(), machine, Pic(bus))
+    assert len(root.functions) == len(machine.pci)
 
 
 def _loaded(path: Path) -> str:
@@ -69,7 +98,11 @@ def _loaded(path: Path) -> str:
     except HvlabError as e:
         check_sentence(e, str(path if path.is_dir() else path.parent))
         return "refused"
-    check_machine(machine)
+    try:
+        check_machine(machine)
+    except HvlabError as e:
+        check_sentence(e)
+        return "refused when it is built"
     return f"a machine, {'a' if machine.units else 'no'} unit"
 
 
@@ -111,8 +144,35 @@ def lists(seed: int) -> str:
     name, read = r.choice((("lspci.txt", parse_lspci), ("pci.txt", parse_qemu_pci), ("dmesg.txt", lambda text: parse_log(text).functions)))
     data = r.choice([d for p, d in _logs().items() if p.name == name])
     found = read(_spoilt_file(r, name, data).decode("utf-8", "replace"))
-    assert all(0 <= f.source < 1 << 16 and 0 <= f.class_code < 1 << 24 for f in found)
+    for f in found:
+        check_function(f)
     return "functions" if found else "none"
+
+
+_PIECES = (" ", "\t", "\n", " \n", "a", "1", "1.1 ", "[0600]: ", "[8086:1234] ", "(", "secondary bus 1. ", "BAR0: ", "MMCONFIG ",
+           "ACPI device ", "nvme1", "BIOS-e820: ", "[mem 0x0-0x1] ", "Region 0: Memory at ", "Capabilities: [40] Express ",
+           " for domain ", ",")
+_LINES = ("RMRR base: {0:#x} end: {1:#x}", "DRHD base: {0:#x} flags: 0x0", "BIOS-e820: [mem {0:#x}-{1:#x}] usable", "Linux version {0}",
+          "RHSA base: {0:#x} proximity domain: 0x0", "pci 0000:{2:02x}:{3:02x}.0: [8086:1234] type 00 class 0x060400", "BIOS-e820: {0:x}",
+          "{2:02x}:{3:02x}.0 PCI bridge [0604]: Intel [8086:1234]", "nvme nvme{0}: pci function 0000:{2:02x}:{3:02x}.0",
+          "  Bus {0}, device {3}, function 0:\n    Class 0604: PCI device 8086:1234", "memmap/{0}/start: {0:#x}\nmemmap/{0}/end: {1:#x}",
+          "pci 0000:{2:02x}:{3:02x}.0: reg 0x10: [mem {0:#x}-{1:#x}]", "{4}")
+
+
+def piles(seed: int) -> str:
+    """Far too much of the same: one short piece on a line, or many lines that differ in their numbers; it takes no more than its length."""
+    r = Random(seed)
+    head = r.choice(("", "00:00.0 Host bridge [0600]: ", "  Bus  0, device   0, function 0:\n ", "BIOS-e820: [mem 0x0-0x1] ", "pci "))
+    if often(r, 0.5):
+        piece = "".join(r.choices(_PIECES, k=r.randint(1, 4)))
+        text = head + piece * (_PILE // len(piece))
+    else:
+        line, step = r.choice(_LINES), r.choice((1, 4096))
+        text = head + "\n".join(line.format(i * step, i * step + 4095, i >> 5 & 255, i & 31, head) for i in range(_PILE // 40))
+    with _folder() as folder:
+        (folder / "e820.txt").write_text("BIOS-e820: [mem 0x0-0x9ffff] usable\nBIOS-e820: [mem 0x100000-0x3fffffff] usable\n")
+        (folder / r.choice(("dmesg.txt", "lspci.txt", "pci.txt"))).write_text(text)
+        return _loaded(folder)
 
 
 def toml(seed: int) -> str:
@@ -179,4 +239,4 @@ def command_line(seed: int) -> str:
 
 
 TARGETS: dict[str, Callable[[int], str]] = {
-    "log": one_log, "folder": whole_folder, "lists": lists, "toml": toml, "options": options, "cli": command_line}
+    "log": one_log, "folder": whole_folder, "lists": lists, "piles": piles, "toml": toml, "options": options, "cli": command_line}

@@ -16,6 +16,8 @@ from hvcore.machine.description import UnitDescription
 from hvcore.machine.memory import Memory
 from hvcore.machine.vtd import RemappingUnit
 from hvcore.sources import load
+from hvcore.sources.kernel_log import parse_log
+from hvcore.sources.lspci import parse_qemu_pci
 from hvcore.spec.dmar import Dmar, Drhd, build
 from hvcore.spec.e820 import E820Entry
 from hvcore.spec.vtd import CAP, CONTEXT_HIGH, context_entry
@@ -61,6 +63,39 @@ def test_toml_that_is_too_deep_or_too_long(tmp_path: Path, text: str) -> None:
     with pytest.raises(BadMachine) as told:
         load(path)
     assert str(told.value).startswith(f"{path}: ") and len(str(told.value)) < 700
+
+
+SPACES = " " * 100_000
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("pci.txt", "  Bus  0, device   0, function 0:\n" + " \n" * 50_000), ("pci.txt", "secondary bus 1. " * 50_000),
+    ("pci.txt", f"  Bus  0, device   0, function 0:\n{SPACES}"), ("lspci.txt", "00:00.0 Host [0600]: Intel [8086:1234]\n" + "\n" * 200_000),
+    ("lspci.txt", "00:00.0 Host " + "[0600]: " * 50_000), ("dmesg.txt", f"BIOS-e820: [mem 0x0-0x1] {SPACES}"),
+    ("dmesg.txt", "".join(f"RMRR base: {i:#x} end: {i:#x}\n" for i in range(50_000)))], ids=range(7))
+def test_a_file_takes_time_by_its_length_alone(tmp_path: Path, name: str, text: str) -> None:
+    """Some of these took hours: patterns that begin anywhere in spaces, or lists searched for each line."""
+    (tmp_path / "e820.txt").write_text("BIOS-e820: [mem 0x0-0x9ffff] usable\nBIOS-e820: [mem 0x100000-0x3fffffff] usable\n")
+    (tmp_path / name).write_text(text)
+    assert load(tmp_path).ram_bytes == 1 << 30
+
+
+def test_units_and_functions_without_number(tmp_path: Path) -> None:
+    log = parse_log("".join(f"DRHD base: {i << 12:#x} flags: 0x0\n" for i in range(1000)))
+    assert list(log.units) == [i << 12 for i in range(256)]
+    (tmp_path / "e820.txt").write_text("BIOS-e820: [mem 0x0-0x9ffff] usable\nBIOS-e820: [mem 0x100000-0x3fffffff] usable\n")
+    lines = (f"{i >> 8:02x}:{i >> 3 & 31:02x}.{i & 7} Thing [0200]: X [1234:5678]\n" for i in range(5000))
+    (tmp_path / "lspci.txt").write_text("".join(lines))
+    with pytest.raises(BadMachine, match="5000 PCI functions are listed, 4096 are the most"):
+        load(tmp_path)
+
+
+def test_numbers_that_no_register_holds() -> None:
+    torn, = parse_log("pci 0000:00:00.0: [8086:1234] type 0 class 0x060400\n").functions
+    assert torn.class_code == 0x040000
+    text = "  Bus  0, device   1, function 0:\n    PCI bridge: PCI device 8086:1234\n      secondary bus 999.\n      subordinate bus 300.\n"
+    bridge, = parse_qemu_pci(text)
+    assert (bridge.secondary, bridge.subordinate) == (255, 255)
 
 
 def _unit(cap: int, aw: int, tt: int) -> tuple[Memory, RemappingUnit]:
