@@ -1,6 +1,6 @@
 """Which PCI function reaches which memory by which tables: tree of functions, units, domains, tables, memory, from left to right."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import inf
@@ -45,8 +45,12 @@ class Hub:
         return max([self.middle + box_height(self.lines) / 2, *(middle + _height(path) / 2 for path, middle in self.paths)])
 
 
-def domains_figure(units: Sequence[Unit], domains: Iterable[Domain], functions: Iterable[Function]) -> Figure:
-    """The graph from PCI functions to memory, as configuration space and the units' registers and tables have it."""
+def domains_figure(units: Sequence[Unit], domains: Iterable[Domain], functions: Iterable[Function],
+                   other: Sequence[Path] | None = None) -> Figure:
+    """The graph from PCI functions to memory, as configuration space and the units' registers and tables have it.
+
+    With the paths of an `other` graph, those that are not the same there are marked.
+    """
     functions = list(functions)
     paths = paths_of(units, list(domains), functions)
     way = {(f.segment, f.source): path for path in paths for f in path.functions}
@@ -60,6 +64,8 @@ def domains_figure(units: Sequence[Unit], domains: Iterable[Domain], functions: 
     for i, row in enumerate(rows):
         path = way[row.functions[0].segment, row.functions[0].source] if row.functions else None
         _draw_row(drawing, row, top + PITCH * i, path, hub_of[id(path)].middle if path else top)
+    if other is not None:
+        _mark(drawing, hubs, {*map(str, other)})
     drawing.height = max([top + PITCH * len(rows), *(hub.bottom for hub in hubs)]) + 8
     title = "Domains: which device reaches which memory"
     alt = "; ".join(map(str, paths)) if units else NO_UNIT
@@ -149,6 +155,14 @@ def _draw_hub(drawing: Drawing, hub: Hub) -> None:
             _draw_domain(drawing, path, path.domain, middle, hub.middle)
         else:
             _draw_fate(drawing, path, middle, hub.middle)
+
+
+def _mark(drawing: Drawing, hubs: Iterable[Hub], known: Container[str]) -> None:
+    """A mark on each path that is not among those of another graph."""
+    drawing.text(WIDTH - 4, 18, "≠ not the same in the other run", anchor="end")
+    for path, middle in (spot for hub in hubs for spot in hub.paths):
+        if str(path) not in known:
+            drawing.badge(COLUMNS["domain"][0] - 20, middle + 4, "≠")
 
 
 def _draw_fate(drawing: Drawing, path: Path, middle: float, hub: float) -> None:

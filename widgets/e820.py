@@ -9,7 +9,7 @@ from hvcore.spec.e820 import E820Entry, type_name
 from .drawing import MUTED, Drawing, Figure, Fill, range_part
 from .scale import Scale, anchors, edges_of, make_scale, ticks
 
-__all__ = ["FILLS", "e820_figure", "fill_of", "legend_fills"]
+__all__ = ["DIFFERENT", "FILLS", "e820_figure", "axis", "fill_of", "legend_fills", "mark_ranges"]
 
 FILLS = {
     1: Fill("usable", "#009E73"),
@@ -21,6 +21,8 @@ FILLS = {
     12: Fill("persistent", "#F0E442", "."),
 }
 OTHER = Fill("other type", "#CC79A7", "-")
+
+DIFFERENT = Fill("not the same in the other run", "#FFFFFF", "x")
 
 WIDTH, LEFT, RIGHT, BAR = 980.0, 126.0, 968.0, 40.0
 
@@ -36,15 +38,16 @@ def legend_fills(entries: Iterable[E820Entry]) -> list[Fill]:
 
 
 def e820_figure(firmware: Sequence[E820Entry], guest: Sequence[E820Entry], vmm: tuple[int, int] | None = None, *,
-                scale: str = "compressed") -> Figure:
+                scale: str = "compressed", axis_of: Sequence[tuple[int, int]] = (), marks: Sequence[tuple[int, int]] = ()) -> Figure:
     """Both maps as bars over one axis of host-physical addresses, and as a table.
 
     `vmm` is the half-open range of the hypervisor's own memory, drawn over the guest's bar.  `scale` is one of `widgets.scale.SCALES`.
+    `axis_of` are more half-open ranges for which the axis has room, `marks` those that are marked as different.
     """
-    ranges = [(e.start, e.end) for e in (*firmware, *guest)] + ([vmm] if vmm else [])
+    ranges = [(e.start, e.end) for e in (*firmware, *guest)] + ([vmm] if vmm else []) + list(axis_of)
     place = make_scale(scale, ranges, LEFT, RIGHT)
     drawing = Drawing(WIDTH)
-    top = drawing.legend(18, [("E820:", legend_fills((*firmware, *guest)))])
+    top = drawing.legend(18, [("E820:", [*legend_fills((*firmware, *guest)), *([DIFFERENT] if marks else [])])])
     _bar(drawing, place, "firmware", firmware, top)
     _bar(drawing, place, "guest", guest, top + 60)
     if vmm:
@@ -52,6 +55,7 @@ def e820_figure(firmware: Sequence[E820Entry], guest: Sequence[E820Entry], vmm: 
         tip = f"VMM {address(vmm[0])}-{address(vmm[1])}, {size(vmm[1] - vmm[0])}"
         drawing.rect(x, top + 56, place(vmm[1]) - x, BAR + 8, None, tip, dashed=True, part=range_part(*vmm))
         drawing.badge((x + place(vmm[1])) / 2, top + 64 + BAR / 2, "VMM")
+    mark_ranges(drawing, place, marks, top + 104)
     axis(drawing, place, edges_of(ranges), top + 112)
     drawing.height = top + 158
     drawing.text(LEFT, top + 154, f"host-physical address, {scale} scale", size=11, colour=MUTED)
@@ -79,6 +83,14 @@ def axis(drawing: Drawing, place: Scale, edges: Sequence[int], y: float) -> None
         below = y + 15 + 13 * (row % 2)
         drawing.line(x, y, x, below - 9)
         drawing.text(x, below, address(edge), size=10, anchor="end" if x > RIGHT - 40 else "middle")
+
+
+def mark_ranges(drawing: Drawing, place: Scale, ranges: Sequence[tuple[int, int]], y: float) -> None:
+    """A strip at height `y` under what is different."""
+    if ranges:
+        drawing.text(LEFT - 8, y + 8, "≠", anchor="end", bold=True)
+    for start, end in ranges:
+        drawing.rect(place(start), y, place(end) - place(start), 7, DIFFERENT, f"different: {address(start)}-{address(end)}")
 
 
 def _words(firmware: Sequence[E820Entry], guest: Sequence[E820Entry], vmm: tuple[int, int] | None) -> str:

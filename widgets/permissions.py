@@ -15,10 +15,10 @@ from hvcore.inspect.runs import Runs
 from hvcore.spec.e820 import E820Entry, type_name
 
 from .drawing import MUTED, Drawing, Figure, Fill
-from .e820 import LEFT, RIGHT, WIDTH, axis, fill_of, legend_fills
+from .e820 import DIFFERENT, LEFT, RIGHT, WIDTH, axis, fill_of, legend_fills, mark_ranges
 from .scale import Scale, edges_of, make_scale
 
-__all__ = ["FILLS", "UNTRANSLATED", "Lane", "permissions_figure"]
+__all__ = ["FILLS", "UNTRANSLATED", "Lane", "Piece", "outline", "permissions_figure", "pieces_of", "reached"]
 
 FILLS = {
     "rw": Fill("read and write", "#009E73"),
@@ -104,18 +104,19 @@ class Piece:
 
 
 def permissions_figure(lanes: Sequence[Lane], guest: Sequence[E820Entry] = (), vmm: tuple[int, int] | None = None, *,
-                       scale: str = "compressed") -> Figure:
+                       scale: str = "compressed", axis_of: Sequence[tuple[int, int]] = (), marks: Sequence[tuple[int, int]] = ()) -> Figure:
     """Every lane over one axis, with the guest's E820 above them for orientation and the VMM's half-open range across all.
 
     A lane's axis is IOVA for a domain and guest-physical for the CPU; the VMM's range is host-physical, the same numbers where
-    offsets are 0.
+    offsets are 0.  `axis_of` are more half-open ranges for which the axis has room, `marks` those that are marked as different.
     """
-    ranges = [(e.start, e.end) for e in guest] + ([vmm] if vmm else []) + [r for lane in lanes for r in _outline(lane)]
+    ranges = [*outline(lanes, guest, vmm), *axis_of]
     place = make_scale(scale, ranges, LEFT, RIGHT)
-    pieces = [list(_pieces(lane, place)) for lane in lanes]
+    pieces = [list(pieces_of(lane, place)) for lane in lanes]
     used = {piece.perm for row in pieces for piece in row}
     drawing = Drawing(WIDTH)
-    top = drawing.legend(18, [("Permission:", [fill for perm, fill in FILLS.items() if perm in used]), ("E820:", legend_fills(guest))]) + 10
+    top = drawing.legend(18, [("Permission:", [fill for perm, fill in FILLS.items() if perm in used]), ("E820:", legend_fills(guest)),
+                              *([("≠", [DIFFERENT])] if marks else [])]) + 10
     bottom = top + PITCH * (len(lanes) + 1)
     _lane(drawing, place, "E820", [], top)
     for e in guest:
@@ -125,6 +126,7 @@ def permissions_figure(lanes: Sequence[Lane], guest: Sequence[E820Entry] = (), v
         _lane(drawing, place, lane.name, row, top + PITCH * i)
     if vmm:
         _frame(drawing, place, vmm, top - 8, bottom - top + 4)
+    mark_ranges(drawing, place, marks, bottom - 8)
     axis(drawing, place, edges_of(ranges), bottom + 2)
     drawing.height = bottom + 48
     drawing.text(LEFT, bottom + 44, f"address, {scale} scale; a dashed line is not mapped", size=11, colour=MUTED)
@@ -138,6 +140,11 @@ def _frame(drawing: Drawing, place: Scale, vmm: tuple[int, int], top: float, hei
     x, end = place(vmm[0]), place(vmm[1])
     drawing.rect(x, top, end - x, height, None, f"VMM {address(vmm[0])}-{address(vmm[1])}", dashed=True)
     drawing.text((x + end) / 2, top - 4, "VMM", size=11, anchor="middle", bold=True)
+
+
+def outline(lanes: Iterable[Lane], guest: Iterable[E820Entry] = (), vmm: tuple[int, int] | None = None) -> list[tuple[int, int]]:
+    """The half-open ranges that shape the axis."""
+    return [(e.start, e.end) for e in guest] + ([vmm] if vmm else []) + [r for lane in lanes for r in _outline(lane)]
 
 
 def _outline(lane: Lane) -> Iterator[tuple[int, int]]:
@@ -158,7 +165,8 @@ def _lane(drawing: Drawing, place: Scale, name: str, pieces: Iterable[Piece], to
             drawing.badge((x + end) / 2, top + LANE / 2 + 4, piece.perm)
 
 
-def _pieces(lane: Lane, place: Scale) -> Iterator[Piece]:
+def pieces_of(lane: Lane, place: Scale) -> Iterator[Piece]:
+    """What is drawn of a lane: each span, or of many what shows at each pixel."""
     if len(lane.firsts) <= FEW:
         yield from (Piece(span.start, span.end, span.shown, str(span)) for span in lane.spans)
     else:
@@ -192,14 +200,19 @@ def _name(perm: str) -> str:
 
 
 def _reach(runs: Runs, vmm: tuple[int, int] | None) -> str:
-    """How much of the VMM's memory (a half-open host-physical range) some run leads into with a right."""
+    """How much of the VMM's memory the runs lead into, in words."""
     if not vmm:
         return ""
-    start, end = ((edge.astype(np.int64) + runs.offset)[runs.granting].clip(*vmm) for edge in (runs.start, runs.end))
+    among = reached(runs, vmm)
+    return f", {size(among)} of the VMM's memory among it" if among else ", nothing of the VMM's memory"
+
+
+def reached(runs: Runs, memory: tuple[int, int]) -> int:
+    """Bytes of a half-open host-physical range that some run leads into with a right."""
+    start, end = ((edge.astype(np.int64) + runs.offset)[runs.granting].clip(*memory) for edge in (runs.start, runs.end))
     order = np.argsort(start)
-    covered = np.maximum.accumulate(np.append(vmm[0], end[order]))
-    reached = int(np.maximum(end[order] - np.maximum(start[order], covered[:-1]), 0).sum())
-    return f", {size(reached)} of the VMM's memory among it" if reached else ", nothing of the VMM's memory"
+    covered = np.maximum.accumulate(np.append(memory[0], end[order]))
+    return int(np.maximum(end[order] - np.maximum(start[order], covered[:-1]), 0).sum())
 
 
 def _table(lanes: Sequence[Lane]) -> str:
