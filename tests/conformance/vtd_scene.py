@@ -237,7 +237,7 @@ def switch_on(root: int) -> Sequence[Write]:
 def strays(asks: Iterable[Ask]) -> list[tuple[int, int]]:
     """Where else in RAM writes may land: (address, length), each within a page.
 
-    That is untranslated, through a large page at DATA, TABLES or 0, or through one whose table is met at a lower level than it was made for.
+    That is untranslated, through a large page at DATA, TABLES or 0, or through a page entry met at another level than it was made for.
     """
     parts = {part for a in asks if a.write for part in _parts(a)}
     places = {(base | i & mask, n) for i, n in parts for base, mask in _PAGES}
