@@ -1,7 +1,7 @@
 """Whose rights a page map shows: the guest's CPU, each domain with what is cached of it, and devices that no unit translates for."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from .selection import domain_key
 if TYPE_CHECKING:
     from hvcore import Run
 
-__all__ = ["MapLane", "lanes_of"]
+__all__ = ["MapLane", "aligned", "lanes_of"]
 
 NOTHING = Runs.of([])
 
@@ -26,7 +26,8 @@ class MapLane:
 
     Addresses are in `space`: "iova", or "physical" for the guest's CPU (guest-physical) and for devices that are not translated.
     `keys` are the selection's names of the domain, one for each unit that shares it.  `tables` is for a lane of cached translations
-    what the tables say now; None: the lane is itself what tables say.
+    what the tables say now; None: the lane is itself what tables say.  `units` are the register bases of the units that it is of, and
+    `translated` says whether they translate.
     """
 
     name: str
@@ -34,6 +35,8 @@ class MapLane:
     space: str = "physical"
     keys: tuple[str, ...] = ()
     tables: Runs | None = None
+    units: tuple[int, ...] = ()
+    translated: bool = True
 
 
 def lanes_of(run: "Run") -> list[MapLane]:
@@ -57,7 +60,7 @@ def _domains(run: "Run") -> Iterator[MapLane]:
     for (did, root, _), same in shared.items():
         name = f"domain {did}" + (f", table {address(root)}" if alike[did] > 1 else "")
         keys = tuple(domain_key(domain.unit, did) for domain in same)
-        yield MapLane(name, same[0].runs, "iova", keys)
+        yield MapLane(name, same[0].runs, "iova", keys, None, tuple(d.unit for d in same if d.unit is not None))
         yield from _cached(run, name, same)
     yield from _orphans(run, on, {(d.unit, d.did) for same in shared.values() for d in same})
 
@@ -88,4 +91,31 @@ def _untranslated(run: "Run") -> Iterator[MapLane]:
         yield MapLane("all devices", everything)
     for unit in run.units:
         if not unit.translating:
-            yield MapLane(f"unit {address(unit.base)}, untranslated", everything)
+            yield MapLane(f"unit {address(unit.base)}, untranslated", everything, units=(unit.base,), translated=False)
+
+
+# --- two runs
+
+def aligned(before: "Run", after: "Run") -> Iterator[tuple[MapLane, Runs, Runs]]:
+    """The lanes of two runs by name, with the runs of each.
+
+    Where a unit translates in one run only, its domains stand beside everything, for that is what their devices reach in the other.
+    """
+    old, new = ({lane.name: lane for lane in lanes_of(run)} for run in (before, after))
+    for name in {**old, **new}:
+        lane = new.get(name) or old[name]
+        alone = name not in old or name not in new
+        if not (alone and _told_by_domains(lane, (old if name in new else new).values())):
+            yield lane, _runs_of(lane, old), _runs_of(lane, new)
+
+
+def _told_by_domains(lane: MapLane, others: Iterable[MapLane]) -> bool:
+    """Whether a lane of a unit that does not translate is told by the other run's domains of that unit."""
+    return not lane.translated and any(set(lane.units) & set(other.units) for other in others)
+
+
+def _runs_of(lane: MapLane, side: dict[str, MapLane]) -> Runs:
+    """What a run has of a lane; for a domain of a unit that does not translate there, everything."""
+    if lane.name in side:
+        return side[lane.name].runs
+    return next((other.runs for other in side.values() if not other.translated and set(other.units) & set(lane.units)), NOTHING)

@@ -10,12 +10,12 @@ import numpy as np
 import traitlets
 
 from hvcore.inspect.format import size
-from hvcore.inspect.runs import Runs
 from hvcore.spec.e820 import E820Entry, type_name
 
+from .differences import differences_figure
 from .drawing import Figure, Fill, hatch_path
 from .e820 import fill_of
-from .lanes import MapLane, lanes_of
+from .lanes import MapLane, aligned, lanes_of
 from .permissions import Lane, permissions_figure
 from .pieces import MAP_FILLS, Kinds, Pieces, change, compared, pieces_of, staleness
 from .scale import edges_of, make_scale
@@ -37,7 +37,6 @@ OUTLINED = 64
 """Pieces up to which a lane shapes the compressed axis."""
 LETTERS = {"-": "\N{EN DASH}", "one page": "1 page", "untranslated": "all", "gained": "+", "lost": "\N{MINUS SIGN}",
            "changed": "\N{NOT EQUAL TO}", "same": "="}
-_EMPTY = Runs.of([])
 
 
 class PageMap(View):
@@ -88,18 +87,12 @@ class PageMap(View):
 
     def show_changes(self, before: "Run", after: "Run") -> None:
         """Shows what pages were gained, lost or changed from one run to another, lane by lane by name."""
-        old, new = ({lane.name: lane for lane in lanes_of(run)} for run in (before, after))
-        lanes = [new.get(name) or old[name] for name in {**old, **new}]
-        self.show_lane_changes(lanes, {n: lane.runs for n, lane in old.items()}, {n: lane.runs for n, lane in new.items()},
-                               _orientation(after), _vmm(after))
-
-    def show_lane_changes(self, lanes: Sequence[MapLane], before: dict[str, Runs], after: dict[str, Runs],
-                          e820: Sequence[E820Entry] = (), vmm: tuple[int, int] | None = None) -> None:
-        """Shows for each lane how its runs by name differ; a lane that one side lacks is empty there."""
+        lanes = list(aligned(before, after))
         kinds = Kinds()
-        pieces = [compared(before.get(lane.name, _EMPTY), after.get(lane.name, _EMPTY), kinds, change) for lane in lanes]
-        self._still = lambda: _changes_figure(lanes, [_as_runs(part, kinds) for part in pieces], e820, self.words)
-        self._tell("Page map: what changed between two runs", lanes, pieces, kinds, e820, vmm)
+        pieces = [compared(old, new, kinds, change) for _, old, new in lanes]
+        self._still = lambda: differences_figure(before, after)
+        label = f"Page map: what changed from run {before.number} to run {after.number}"
+        self._tell(label, [lane for lane, _, _ in lanes], pieces, kinds, _orientation(after), _vmm(after))
 
     def _tell(self, label: str, lanes: Sequence[MapLane], pieces: Sequence[Pieces], kinds: Kinds, e820: Sequence[E820Entry],
               vmm: tuple[int, int] | None) -> None:
@@ -182,16 +175,3 @@ def _outline(pieces: Pieces) -> Iterable[tuple[int, int]]:
     few = len(pieces.start) <= OUTLINED
     edges = [int(page) * PAGE for page in (pieces.start if few else pieces.start[[0, -1]])]
     return [(a, b) for a, b, kind in zip(edges, edges[1:], pieces.kind, strict=False) if kind or not few]
-
-
-def _as_runs(pieces: Pieces, kinds: Kinds) -> Runs:
-    """Pieces that are drawn as runs whose letters are the names of their fills."""
-    fill = [kind.fill for kind in kinds.known]
-    edges = pieces.start.tolist()
-    return Runs.of((int(a) * PAGE, int(b) * PAGE, fill[kind], 0)
-                   for a, b, kind in zip(edges, edges[1:], pieces.kind.tolist(), strict=False) if fill[kind])
-
-
-def _changes_figure(lanes: Sequence[MapLane], changes: Sequence[Runs], e820: Sequence[E820Entry], words: str) -> Figure:
-    drawn = permissions_figure([Lane(lane.name, runs) for lane, runs in zip(lanes, changes, strict=True)], e820)
-    return Figure("Pages that changed between two runs", words, drawn.svg, drawn.table)

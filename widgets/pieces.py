@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from hvcore.inspect.runs import I64, U8, U64, Runs
 
 from .drawing import Fill
-from .permissions import FILLS, Lane
+from .permissions import FILLS, UNTRANSLATED, Lane
 
 __all__ = ["KINDS", "MAP_FILLS", "NOTHING", "Kind", "Kinds", "Pieces", "change", "compared", "pieces_of", "staleness"]
 
@@ -148,16 +148,23 @@ def _covering(runs: Runs, at: U64, letters: tuple[str, ...]) -> tuple[I64, I64]:
 
 
 def change(before: str, after: str, moved: bool) -> Kind:
-    """What happened to pages between two runs; what grants nothing before and after is nothing."""
-    had, has = before not in ("", "-"), after not in ("", "-")
+    """What happened to pages between two runs: they `gained` or `lost` rights, `changed` rights or place, or none of it.
+
+    What grants nothing before and after is drawn as nothing.
+    """
+    had, has = _granted(before), _granted(after)
     was, now = _name(before) if before else "not mapped", _name(after) if after else "not mapped"
+    words = f"{now}, before and after" if before == after else f"{was} before, {now} after"
     if not had and not has:
-        return NOTHING if not before and not after else Kind("", f"no access: {was} before, {now} after")
-    if had != has:
-        return Kind("gained" if has else "lost", f"{was} before, {now} after")
-    if before != after:
-        return Kind("changed", f"{was} before, {now} after" + (", and leads to other memory" if moved else ""))
-    return Kind("changed", f"{now}, but leads to other memory after than before") if moved else Kind("same", f"{now}, before and after")
+        return Kind("", words) if before or after else NOTHING
+    if moved and had and has:
+        return Kind("changed", words + ", and leads to other memory")
+    return Kind("same" if had == has else "gained" if had < has else "lost" if has < had else "changed", words)
+
+
+def _granted(perm: str) -> frozenset[str]:
+    """The rights that letters stand for."""
+    return frozenset({"": "", "-": "", UNTRANSLATED: "rw"}.get(perm, perm))
 
 
 def staleness(cached: str, tables: str, moved: bool) -> Kind:

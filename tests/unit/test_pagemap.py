@@ -72,9 +72,13 @@ def test_changes_are_what_a_page_by_page_comparison_finds(before, after):
     counted: dict[str, int] = {}
     for page, (kind, _) in enumerate(unfolded(pieces, kinds, 45)):
         (old, a), (new, b) = before.get(page, ("", 0)), after.get(page, ("", 0))
-        had, has = old not in ("", "-"), new not in ("", "-")
-        alike = "same" if (old, a) == (new, b) else "changed"
-        expected = {(False, False): "", (False, True): "gained", (True, False): "lost", (True, True): alike}[had, has]
+        had, has = set(old) - {"-"}, set(new) - {"-"}
+        if not had and not has:
+            expected = ""
+        elif had and has and a != b:
+            expected = "changed"
+        else:
+            expected = "same" if had == has else "gained" if had <= has else "lost" if has <= had else "changed"
         assert kind.fill == expected, page
         for right in {old, new} - {"", "-"}:
             assert MAP_FILLS[right].name in kind.words
@@ -213,6 +217,19 @@ def test_the_pages_that_a_mend_gains_are_those_above_4_gib(runs):
     assert f"{end - (1 << 20):,} pages" in view.lanes[1]["words"]
     assert "gained" in view.figure.alt
     assert view.figure.svg.startswith("<svg")
+
+
+def test_translation_switched_off_opens_all_memory_to_the_devices_of_a_domain(runs):
+    broken, _, off = runs
+    view = PageMap.compare(broken, off)
+    assert [lane["name"] for lane in view.lanes] == ["guest CPU", "domain 0", "domain 0, cached (IOTLB)"]
+    found = {page: words for page, words, _ in sent(view, 1)}
+    assert found[0] == "read and write before, not translated: everything allowed after"
+    assert found[broken.vmm.base // PAGE] == "entry without access before, not translated: everything allowed after"
+    assert "lost" not in view.lanes[1]["words"]
+    back = PageMap.compare(off, broken).lanes[1]["words"]
+    assert "lost" in back
+    assert "gained" not in back
 
 
 def test_another_run_takes_the_place_of_the_one_shown(runs):

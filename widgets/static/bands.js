@@ -11,6 +11,7 @@ class Bands {
     this.surface = surface;
     this.page = 0;
     this.scale = 0;
+    this.seen = 0;
   }
 
   get axis() { return this.map.axis; }
@@ -26,7 +27,10 @@ class Bands {
 
   least(page) { return this.axis.slope(this.axis.segment(page)) / WIDEST; }
 
+  // Keeps the view within the axis, and at another width on the same pages.
   fit() {
+    if (this.scale && this.seen !== this.width) this.scale *= this.seen / this.width;
+    this.seen = this.width;
     if (!this.scale || this.scale > this.most) this.scale = this.most;
     if (this.axis.distance(this.page, this.axis.end) < this.width * this.scale) {
       this.page = this.axis.advance(this.axis.end, -this.width * this.scale);

@@ -3,7 +3,7 @@
 const SEARCHES = {
   boundary: "boundary", mixed: "mixed pixel", write: "page that can be written", difference: "difference or stale page",
 };
-const DIFFERENT = ["gained", "lost", "changed", "stale"], WRITABLE = ["w", "rw", "rwx", "untranslated"];
+const CHANGES = ["gained", "lost", "changed"], DIFFERENT = [...CHANGES, "stale"], WRITABLE = ["w", "rw", "rwx", "untranslated"];
 const KEYS = "Arrow keys move the cursor, with Shift they pan; Page Up and Page Down pan by what is seen; + and - zoom, 0 shows all; "
   + "Home and End go to the first and the last page; n and p find the next and the one before; Enter chooses the page.";
 
@@ -288,6 +288,8 @@ function render({ model, el }) {
     if (views.bands) Object.values(views).forEach((each) => { each.map = map; });
     if (views.bands && last.axis.length !== map.axis.length) views.bands.page = views.bands.scale = 0;
     if (!views.bands) views = { bands: new Bands(map, surface), grid: new Grid(map, surface) };
+    const compares = map.fills.some((fill, n) => CHANGES.includes(fill.key) && map.lanes.some((each) => each.of(n).length));
+    if (!last && compares) search.value = "difference";
     cursor = bounded(cursor);
     surface.use(map.fills);
     legendButtons();
