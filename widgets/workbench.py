@@ -18,13 +18,11 @@ from .console import Console
 from .controls import Controls
 from .lens import LensView
 from .pagemap import PageMap
-from .picture import Picture
 from .registers import Registers
-from .scale import SCALES
 from .selection import Selection
 from .table import ChangeTable, DmaTable, FaultTable, RunTable, Table
 from .verdict import Verdict
-from .views import domains_view, e820_view
+from .views import E820View, GraphView, TimelineView, differences_of
 
 __all__ = ["DEFAULT_MACHINE", "Workbench"]
 
@@ -84,8 +82,7 @@ class Workbench(ipw.VBox):
 
     def _make_views(self, run: Run, scale: str) -> None:
         s = self.selection
-        self.e820 = Picture(_e820(run), s, shown=scale)
-        self.graph = Picture(domains_view(run), s)
+        self.e820, self.graph, self.timeline = E820View(run, s, shown=scale), GraphView(run, s), TimelineView(run, s)
         self.pages = PageMap(run, s)
         self.faults = FaultTable(run, s)
         self.lens = LensView(run, s, guard=lambda: self.machine.still())
@@ -96,7 +93,7 @@ class Workbench(ipw.VBox):
         self.guest_console = Console("Guest's console", self._command, "help")
 
     def _lay_out(self) -> None:
-        tabs = {"DMA requests": self.dma, "Registers": self.registers, "Permission runs": self.runs,
+        tabs = {"DMA requests": self.dma, "Protection window": self.timeline, "Registers": self.registers, "Permission runs": self.runs,
                 "Before and after": self.compared, "Instructions": self.steps}
         self.tabs = ipw.Tab(list(tabs.values()), titles=list(tabs))
         self._rows = [_grid(self.faults, self.lens), self.e820, self.graph, self.pages, self.tabs,
@@ -195,9 +192,8 @@ class Workbench(ipw.VBox):
             self.verdict.show_run(run)
             for view in (self.faults, self.dma, self.runs, self.registers, self.lens):
                 view.show_run(run)
-            self.e820.show(_e820(run))
-            self.graph.show(domains_view(run))
-            self.pages.show(run)
+            for picture in (self.e820, self.graph, self.timeline, self.pages):
+                picture.show(run)
             self._show_changes(run)
         self.show_consoles()
         self._show_pending()
@@ -210,7 +206,8 @@ class Workbench(ipw.VBox):
             return
         title = ipw.HTML(f"<p>Before: <code>{html.escape(str(before.config))}</code>: {html.escape(before.outcome)}<br>"
                          f"After: <code>{html.escape(str(run.config))}</code>: {html.escape(run.outcome)}</p>")
-        self.compared.children = [title, PageMap.compare(before, run, self.selection), ChangeTable(before, run, self.selection)]
+        picture = ipw.HTML(differences_of(before, run).html)
+        self.compared.children = [title, picture, PageMap.compare(before, run, self.selection), ChangeTable(before, run, self.selection)]
 
     def show_consoles(self) -> None:
         """Both consoles as they are now."""
@@ -239,10 +236,6 @@ class Workbench(ipw.VBox):
 
 def _nothing() -> None:
     pass
-
-
-def _e820(run: Run) -> dict[str, Any]:
-    return {scale: e820_view(run, scale) for scale in SCALES}
 
 
 def _grid(*children: ipw.Widget) -> ipw.GridBox:
