@@ -294,7 +294,7 @@ class Machine:
                 if limit is not None and spent >= limit:
                     self._pc.cpu.stop(StopKind.TIMEOUT, f"still running after {limit:g} s of wall time")
                 if stop_after is not None and spent >= stop_after:
-                    self._engine.ask()
+                    self._engine.stop()
                 watch(None)
         except BaseException:
             self._engine.stop()

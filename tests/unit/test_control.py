@@ -1,0 +1,314 @@
+"""A machine is stopped wherever it is, goes on as if nothing had been, and is stepped instruction by instruction."""
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+
+import capstone
+import pytest
+
+from hvcore import Config, Machine, session
+from hvcore.errors import HvlabError
+from hvcore.machine.longmode import translate_nested
+from hvcore.phases import DOING
+from hvcore.spec.linuxboot import Elf, Segment
+from hvcore.spec.svm import ControlArea
+from hvcore.vmm.vmcb import Vmcb
+
+ENTRY = 0x1000000
+LOOPS = {"jmp": "eb fe", "inc": "48 ff c0 eb fb", "in": "e4 e0 eb fc", "cpuid": "0f a2 eb fc", "exit": "31 c0 0f 01 d9 eb f9"}
+"""Code that never ends: by itself, with a counter, with device accesses, with exits to the core."""
+
+
+def elf(code: str) -> Elf:
+    """A guest of one page of code."""
+    return Elf(ENTRY, (Segment(ENTRY, bytes.fromhex(code), 8192),))
+
+
+@pytest.fixture(params=[False, True], ids=["exported", "public"])
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    from hvcore.sources import load
+    with Machine(load("q35-2g"), request.param) as m:
+        yield m
+
+
+@pytest.fixture
+def exact() -> Iterator[Machine]:
+    with Machine.load("q35-2g") as m:
+        yield m
+
+
+def spin(machine: Machine, code: str) -> None:
+    """Boots a guest that never ends and stops it."""
+    def stop_in_guest(now: str | None) -> None:
+        if now is None and machine.phase == "guest runs":
+            machine.stop()
+
+    machine.boot(Config(VTD_TRANS=False), guest=elf(code), watch=stop_in_guest)
+
+
+def test_states() -> None:
+    m = Machine.load("q35-2g")
+    assert m.state == "off"
+    seen = []
+    m.boot(Config(VTD_TRANS=False), lambda _phase: seen.append(m.state))
+    assert (set(seen), m.state) == ({"running"}, "waiting")
+    m.key_in("help\n")
+    assert m.state == "stopped"
+    m.resume()
+    assert m.state == "waiting" and "lspci" in m.run.console.guest
+    m.send("crash\n")
+    assert m.state == "ended"
+    m.close()
+    assert m.state == "off"
+
+
+@pytest.mark.parametrize("code", LOOPS.values(), ids=LOOPS)
+def test_a_guest_that_spins_is_stopped_and_goes_on(machine: Machine, code: str) -> None:
+    spin(machine, code)
+    assert (machine.state, machine.run.outcome) == ("stopped", "stopped")
+    assert machine.run.why == "stopped by you while the guest ran; it can go on"
+    for _ in range(5):
+        run = machine.resume(0.01)
+        assert (machine.state, run.outcome) == ("stopped", "stopped")
+        assert ENTRY <= machine.registers["rip"] < ENTRY + 16
+    assert machine.reboot().outcome == "up"
+    assert run.why == "stopped by you while the guest ran, and not resumed"
+
+
+def test_registers_go_on_counting_through_stops(exact: Machine) -> None:
+    """The loop adds one to RAX and jumps back: where it stands, and that RAX never falls, is told by the registers."""
+    spin(exact, LOOPS["inc"])
+    values = [exact.registers["rax"]]
+    for _ in range(20):
+        exact.resume(0.002)
+        values.append(exact.registers["rax"])
+    assert values == sorted(values) and values[-1] > values[0]
+    assert exact.registers["rip"] in (ENTRY, ENTRY + 3)
+
+
+@pytest.mark.parametrize("phase", DOING)
+def test_a_boot_is_stopped_in_each_phase_and_comes_to_its_end(exact: Machine, phase: str) -> None:
+    told: list[str] = []
+
+    def stop(now: str) -> None:
+        told.append(now)
+        if now == phase:
+            exact.stop()
+
+    run = exact.boot(Config(PROFILE="mended"), stop)
+    assert (exact.state, exact.phase, told[-1]) == ("stopped", phase, phase)
+    assert (run.outcome, run.why) == ("stopped", f"stopped by you while {DOING[phase]}; it can go on")
+    assert exact.resume() is run
+    assert (run.outcome, exact.state) == ("up", "waiting")
+    assert told == list(DOING) and set(run.timings) == {*DOING, "total"}
+
+
+def test_a_run_given_up_while_stopped_says_so(exact: Machine) -> None:
+    run = exact.boot(Config(PROFILE="mended"), lambda now: exact.stop() if now == "pci" else None)
+    again = exact.reboot()
+    assert (run.outcome, run.why) == ("stopped", "stopped by you while the core scanned PCI, and not resumed")
+    assert (again.outcome, again.number) == ("up", 2)
+
+
+def test_two_hundred_stops_change_nothing(exact: Machine) -> None:
+    """A boot that reads and checks its disk, by interrupts, and then commands: in slices, with the same console at the end."""
+    whole = exact.boot(Config(VTD_TRANS=False))
+    expected = whole.console.guest + whole.guest.command("nvme probe") + whole.guest.command("lspci")
+    chance = random.Random(7)
+    stops = 0
+
+    def to_the_end() -> None:
+        nonlocal stops
+        while exact.state == "stopped":
+            exact.resume(chance.uniform(0, 0.001))
+            stops += exact.state == "stopped"
+
+    while stops < 200:
+        run = exact.boot(Config(VTD_TRANS=False), lambda now: exact.stop() if now == "guest runs" else None)
+        to_the_end()
+        said = run.console.guest
+        for command in ("nvme probe", "lspci"):
+            exact.key_in(command + "\n")
+            before = len(run.console.guest)
+            to_the_end()
+            said += run.console.guest[before:].partition("\n")[2].removesuffix("lab> ").strip("\n")
+        assert run.outcome == "up" and "blocks read, checked" in said
+        assert said == expected
+
+
+def test_ctrl_c_stops_and_the_cell_ends(exact: Machine) -> None:
+    interrupt = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        exact.boot(Config(VTD_TRANS=False), guest=elf(LOOPS["inc"]))
+    assert (exact.state, exact.run.outcome) == ("stopped", "stopped")
+    interrupt = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        exact.step(1 << 40)
+    assert exact.state == "stopped"
+    assert exact.reboot().outcome == "up"
+
+
+def test_what_progress_raises_stops_the_boot(exact: Machine) -> None:
+    def fail(now: str) -> None:
+        if now == "acpi":
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        exact.boot(Config(VTD_TRANS=False), fail)
+    assert (exact.state, exact.phase) == ("stopped", "acpi")
+    assert exact.resume().outcome == "up"
+
+
+def test_a_guest_is_given_up_only_where_there_is_a_limit(exact: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "WALL_LIMIT", 0.2)
+    run = exact.boot(Config(VTD_TRANS=False), guest=elf(LOOPS["jmp"]))
+    assert (run.outcome, run.why) == ("guest-crash", "still running after 0.2 s of wall time")
+    spent = []
+
+    def enough(_now: str | None) -> None:
+        spent.append(1)
+        if len(spent) > 20:
+            exact.stop()
+
+    run = exact.boot(Config(VTD_TRANS=False), guest=elf(LOOPS["jmp"]), limit=float("inf"), watch=enough)
+    assert run.outcome == "stopped"
+
+
+def test_send_resumes_a_machine_that_was_stopped(exact: Machine) -> None:
+    run = exact.boot(Config(VTD_TRANS=False), lambda now: exact.stop() if now == "pci" else None)
+    assert "q35-2g" in exact.name and "e820 -" in run.guest.command("help")
+    exact.key_in("lsp")
+    exact.step(50)
+    assert "00:1f.0" in exact.send("ci\n")
+    assert run.outcome == "up"
+
+
+def test_readers_see_the_machine_stand_still(exact: Machine) -> None:
+    """A loop that stores one counter at two places, the second after the first: held still by a reader, it does not move."""
+    spin(exact, "48 ff c0 48 89 05 f6 0f 00 00 48 89 05 f7 0f 00 00 eb ed")
+    memory, seen = exact.pc.memory, []
+
+    def read(now: str | None) -> None:
+        if now is None:
+            with exact.still():
+                seen.append([memory.read(ENTRY + 0x1000, 16) for _ in range(50)])
+        if len(seen) == 5:
+            exact.stop()
+
+    exact.resume(watch=read)
+    assert all(len(set(looks)) == 1 for looks in seen)
+    counters = [int.from_bytes(looks[0][:8], "little") for looks in seen]
+    assert counters == sorted(set(counters))
+
+
+def test_nothing_is_started_on_a_machine_held_still(exact: Machine) -> None:
+    run = exact.boot(Config(VTD_TRANS=False), lambda now: exact.stop() if now == "guest" else None)
+    with exact.still(), exact.still():
+        with pytest.raises(HvlabError, match="held still for reading here"):
+            exact.resume()
+        assert run.e820.firmware
+    assert exact.resume().outcome == "up"
+
+
+def test_a_machine_that_runs_is_not_booted_twice(exact: Machine) -> None:
+    def boot_again(now: str) -> None:
+        with pytest.raises(HvlabError, match="the machine is running"):
+            exact.boot()
+        with pytest.raises(HvlabError, match="running"):
+            exact.step()
+
+    assert exact.boot(Config(VTD_TRANS=False), boot_again).outcome == "up"
+
+
+# --- steps
+
+def _expected(machine: Machine, rip: int) -> tuple[int, str]:
+    """The instruction at a guest-virtual address: through the guest's tables, by capstone."""
+    memory, n_cr3 = machine.pc.memory, Vmcb(machine.pc.memory, machine.run.vmm.base).get(ControlArea.N_CR3)
+    physical = translate_nested(memory, machine.registers["cr3"], n_cr3, rip)
+    code = next(capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64).disasm(memory.read(physical, 15), rip))
+    return code.size, f"{code.mnemonic} {code.op_str}".rstrip()
+
+
+def test_steps_are_the_instructions_in_memory_one_after_another(machine: Machine) -> None:
+    """Through an interrupt's delivery, device accesses, calls and exits; straight code goes on where it ends."""
+    run = machine.boot(Config(VTD_TRANS=False))
+    machine.key_in("help\n")
+    previous, texts = None, set()
+    for _ in range(600):
+        rip = machine.registers["rip"]
+        step, = machine.step()
+        size, text = _expected(machine, step.rip)
+        assert (step.instruction, len(step.code)) == (text, size)
+        if previous is not None:
+            assert step.rip == rip == previous[0] or previous[1]
+        texts.add(text.split()[0])
+        straight = not text.startswith(("j", "call", "ret", "iretq", "hlt", "rep"))
+        if straight:
+            assert machine.registers["rip"] == step.rip + size
+        previous = (step.rip + size, not straight)
+    assert {"push", "call", "ret", "in", "out"} & texts >= {"push", "call", "ret"}
+    machine.resume()
+    assert machine.state == "waiting" and "reboot - resets the machine" in run.console.guest
+    assert run.guest.command("cpuid 0").startswith("cpuid: eax")
+
+
+def test_a_step_says_which_registers_changed(exact: Machine) -> None:
+    """mov eax, 5; add eax, 3; push rax; jmp back."""
+    spin(exact, "b8 05 00 00 00 83 c0 03 50 58 eb f4")
+    while exact.registers["rip"] != ENTRY:
+        exact.step()
+    steps = exact.step(5)
+    assert [s.instruction for s in steps] == ["mov eax, 5", "add eax, 3", "push rax", "pop rax", f"jmp {ENTRY:#x}"]
+    assert [dict((name, after) for name, _, after in s.changed).get("rax") for s in steps] == [5, 8, None, None, None]
+    assert exact.registers["rip"] == ENTRY and "mov eax, 5" in str(steps)
+    assert len(steps.frame) == 5
+
+
+def test_a_step_over_an_exit_has_its_name(exact: Machine) -> None:
+    """xor eax, eax; vmmcall; jmp back: the core answers 1."""
+    spin(exact, LOOPS["exit"])
+    while exact.registers["rip"] != ENTRY + 2:
+        exact.step()
+    step, = exact.step()
+    assert (step.instruction, step.note) == ("vmmcall", "VMEXIT_VMMCALL")
+    assert ("rax", 0, 1) in step.changed and exact.registers["rip"] == ENTRY + 5
+
+
+def test_step_exit_tells_the_exit(machine: Machine) -> None:
+    run = machine.boot(Config(VTD_TRANS=False))
+    machine.key_in("vmmcall 0\n")
+    names = []
+    while seen := machine.step_exit():
+        assert machine.state == "stopped"
+        names.append(seen.name)
+        if seen.name == "VMEXIT_VMMCALL":
+            assert _expected(machine, seen.rip)[1] == "vmmcall" and machine.registers["rip"] == seen.rip + 3
+    assert "VMEXIT_VMMCALL" in names and names[-1] == "VMEXIT_HLT"
+    assert machine.state == "waiting" and run.outcome == "up"
+
+
+def test_why_there_are_no_steps(exact: Machine) -> None:
+    with pytest.raises(HvlabError, match="no guest yet"):
+        exact.step()
+    exact.boot(Config(VTD_TRANS=False), lambda now: exact.stop() if now == "acpi" else None)
+    for use in (exact.step, exact.step_exit, lambda: exact.registers):
+        with pytest.raises(HvlabError, match="no guest yet"):
+            use()
+    exact.resume()
+    steps = exact.step(3)
+    assert len(steps) == 0 and "waits for input" in str(steps)
+    assert exact.step_exit() is None
+
+
+def test_a_step_into_a_crash_ends_the_run(exact: Machine) -> None:
+    """cli; hlt: the core gives the guest up."""
+    run = exact.boot(Config(VTD_TRANS=False), lambda now: exact.stop() if now == "guest runs" else None, guest=elf("fa f4"))
+    steps = exact.step(10)
+    assert [s.instruction for s in steps] == ["cli", "hlt"]
+    assert exact.state == "ended" and run.outcome == "guest-crash" and "HLT with interrupts off" in run.why
