@@ -10,6 +10,7 @@ from ..spec.vtd import FaultReason
 from . import format as show
 from .domains import Domain
 from .faults import Fault
+from .functions import Function
 from .records import Column, Record, Records
 from .units import Unit
 
@@ -54,6 +55,8 @@ class Finished(Protocol):
     @property
     def units(self) -> Records[Unit]: ...
     @property
+    def functions(self) -> Records[Function]: ...
+    @property
     def e820(self) -> Any: ...
     @property
     def vmm(self) -> Any: ...
@@ -97,9 +100,15 @@ def _ram_end(e820: Iterable[E820Entry]) -> int:
 
 def _on_faults(run: Finished) -> Iterator[Advice]:
     for fault in run.faults:
-        what = f"{format_bdf(fault.source)} was stopped: its DMA {fault.access} at {fault.address:#x} was blocked"
+        what = f"{_device(run, fault)} was stopped: its DMA {fault.access} at {fault.address:#x} was blocked"
         domain = next((d for d in run.domains if d.unit == fault.unit and fault.source in d.devices), None)
         yield _on_fault(run, fault, what, domain)
+
+
+def _device(run: Finished, fault: Fault) -> str:
+    """The requester of a fault, and what it is where a function has that address."""
+    kind = next((f.kind for f in run.functions if f.source == fault.source and f.unit == fault.unit), "")
+    return f"{format_bdf(fault.source)} ({kind})" if kind else format_bdf(fault.source)
 
 
 def _on_fault(run: Finished, fault: Fault, what: str, domain: Domain | None) -> Advice:

@@ -27,7 +27,7 @@ def test_the_first_fault_names_device_address_and_reason():
         run = m.boot()
         (advice,) = advise(run)
         assert f"{run.faults[0].address:#x}" in advice.what
-        assert advice.what.startswith("01:00.0 was stopped")
+        assert advice.what.startswith("01:00.0 (NVMe) was stopped")
         assert "end at 0x100000000" in advice.why
         assert "8,721 table pages" in advice.price
         heap = m.reboot(IOMMU_MAP_END="ram").vmm
