@@ -37,7 +37,7 @@ class LensView(View):
     def __init__(self, run: "Run", selection: Selection | None = None, guard: Guard = nullcontext, **values: Any):
         super().__init__(selection, label="What is this address?", **values)
         self._guard = guard
-        self.selection.observe(lambda _change: self._look(), ["address", "space", "domain"])
+        self.selection.observe(lambda _change: self._follow(), ["address", "space", "domain", "device"])
         self.show_run(run)
 
     def show_run(self, run: "Run") -> None:
@@ -45,7 +45,17 @@ class LensView(View):
         self._run = run
         self._look()
 
+    def _follow(self) -> None:
+        """Looks once for a choice, of which each part is told."""
+        if self._chosen() != self._looked:
+            self._look()
+
+    def _chosen(self) -> tuple[Any, ...]:
+        s = self.selection
+        return s.address, s.space, s.domain, s.device
+
     def _look(self) -> None:
+        self._looked = self._chosen()
         chosen = self.selection.address
         if chosen is None:
             self._tell("", "Choose an address in any view, or write one here.", [])
@@ -73,10 +83,11 @@ class LensView(View):
         return f"IOVA {chosen:#x} of domain {domain.did} leads to host-physical {host:#x} ({run.perm})", host
 
     def _domain(self) -> Domain | None:
-        """The chosen domain, where an IOVA is chosen."""
-        if self.selection.space != "iova":
+        """The chosen domain, or the one of the chosen device, where an IOVA is chosen."""
+        key, device = self.selection.domain, self.selection.device
+        if self.selection.space != "iova" or not key and device is None:
             return None
-        return next((d for d in self._run.domains if domain_key(d.unit, d.did) == self.selection.domain), None)
+        return next((d for d in self._run.domains if (domain_key(d.unit, d.did) == key if key else device in d.devices)), None)
 
     def _tell(self, address: str, said: str, facts: list[list[str]]) -> None:
         with self.hold_sync():

@@ -1,11 +1,13 @@
 """Records as a table that is sorted, filtered and chosen from in the browser: faults, DMA requests, registers, permission runs, changes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import traitlets
 
+from hvcore.inspect.faults import Fault
 from hvcore.inspect.records import Column, Record, Records, html_table
+from hvcore.spec.interrupts import INTERRUPT_REASONS
 
 from .drawing import Figure
 from .selection import Selection, domain_key
@@ -14,7 +16,7 @@ from .view import View, module, style
 if TYPE_CHECKING:
     from hvcore import Run
 
-__all__ = ["ChangeTable", "DmaTable", "FaultTable", "RunTable", "Table"]
+__all__ = ["ChangeTable", "DmaTable", "FaultTable", "RunTable", "Table", "fault_choices", "wire_choice"]
 
 LIMIT = 100_000
 """Rows that go to the browser; what is beyond them is counted."""
@@ -58,7 +60,7 @@ class Table(View):
         self.records = records
         rows: Sequence[Record] = records[:LIMIT]
         values = [[c.value(row) for row in rows] for c in records.columns]
-        chosen = [_wire(self._choice(i, row)) for i, row in enumerate(rows)]
+        chosen = [wire_choice(self._choice(i, row)) for i, row in enumerate(rows)]
         more = f"Of {len(records):,} rows the first {LIMIT:,} are here." if len(records) > LIMIT else ""
         with self.hold_sync():
             self.columns = [{"name": c.label, "right": c.right} for c in records.columns]
@@ -84,7 +86,7 @@ def _keys(column: Column, values: list[Any]) -> list[float | str | None]:
     return keys if column.right or any(isinstance(k, float) for k in keys) else []
 
 
-def _wire(choice: dict[str, Any] | None) -> dict[str, Any] | None:
+def wire_choice(choice: dict[str, Any] | None) -> dict[str, Any] | None:
     """A choice as the browser has it: addresses in hex."""
     if choice and choice.get("address") is not None:
         return choice | {"address": hex(choice["address"])}
@@ -109,23 +111,24 @@ class _OfRun(Table):
     def _chosen(self, number: int, record: Any) -> dict[str, Any] | None:
         raise NotImplementedError
 
-    def _domain_of(self, unit: int, source: int) -> str:
-        """The key of the domain that a device of a unit is in; "" for none."""
-        for d in self._run.domains:
-            if d.unit == unit and source in d.devices:
-                return domain_key(unit, d.did)
-        return ""
+
+def fault_choices(run: "Run", faults: Iterable[Fault]) -> list[dict[str, Any]]:
+    """What choosing each of a run's faults chooses: the fault, its device, and but for an interrupt its domain and IOVA."""
+    keys = {(d.unit, source): domain_key(d.unit, d.did) for d in run.domains for source in d.devices}
+    return [{"fault": i, "device": f.source} | ({} if f.reason in INTERRUPT_REASONS else {
+        "address": f.address, "space": "iova", "domain": keys.get((f.unit, f.source), "")}) for i, f in enumerate(faults)]
 
 
 class FaultTable(_OfRun):
     """The recorded faults; choosing one chooses its device, domain and address."""
 
     def _records(self, run: "Run") -> Records[Any]:
-        return run.faults
+        faults = run.faults
+        self._choices = fault_choices(run, faults)
+        return faults
 
     def _chosen(self, number: int, record: Any) -> dict[str, Any]:
-        return {"fault": number, "address": record.address, "space": "iova", "device": record.source,
-                "domain": self._domain_of(record.unit, record.source)}
+        return self._choices[number]
 
 
 class DmaTable(_OfRun):
