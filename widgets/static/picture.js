@@ -8,7 +8,7 @@ function parts(svg) {
 
 function isOnPath(shape, chosen) {
   const members = shape.dataset.path.split(" ");
-  return members.includes(String(chosen.device)) || members.includes(chosen.domain);
+  return chosen.device !== null ? members.includes(String(chosen.device)) : members.includes(chosen.domain);
 }
 
 function isChosen(part, chosen) {
@@ -95,6 +95,9 @@ function render({ model, el }) {
     const drawn = svg();
     if (!drawn) return;
     drawn.setAttribute("role", "group");
+    // What scrolls can be reached by keyboard: by its parts, or else itself.
+    if (parts(drawn).length) frame.removeAttribute("tabindex");
+    else frame.setAttribute("tabindex", "0");
     parts(drawn).forEach((part) => {
       part.setAttribute("role", "button");
       part.setAttribute("aria-label", words(part));
