@@ -19,7 +19,7 @@ __all__ = ["LINE", "MUTED", "ROW", "TEXT", "Drawing", "Figure", "Fill", "Part", 
 TEXT = "var(--jp-ui-font-color1, #222)"
 MUTED = "var(--jp-ui-font-color2, #555)"
 LINE = "var(--jp-border-color1, #999)"
-READABLE = 0.9
+READABLE = 0.8
 """The least part of its size to which a figure shrinks; in less room it scrolls, for its text would be too small."""
 FONT = "var(--jp-ui-font-family, system-ui, sans-serif)"
 
@@ -218,7 +218,8 @@ class Figure:
         table = f'<details><summary style="cursor:pointer">The same as a table</summary>{self.table}</details>' if self.table else ""
         return (f'<figure class="hvlab-figure" style="margin:0 0 12px;line-height:1.4;color:{TEXT};font-family:{FONT}">'
                 f'<figcaption style="font-weight:600;padding:4px 0">{html.escape(self.title)}</figcaption>'
-                f'<div style="overflow-x:auto">{self.svg}</div>{table}</figure>')
+                f'<div style="overflow-x:auto" tabindex="0" role="group" aria-label="{html.escape(self.title)}">{self.svg}</div>{table}'
+                f"</figure>")
 
     @property
     def png(self) -> bytes:

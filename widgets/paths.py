@@ -36,7 +36,7 @@ class Path:
         """Whose way it is: the functions' ids, those under which they are seen, and the domain."""
         ids = [i for f in self.functions for i in (f.source, f.requester)]
         key = [domain_key(self.domain.unit, self.domain.did)] if self.domain else []
-        return [*dict.fromkeys([*ids, *self.strangers]), *key]
+        return [*dict.fromkeys(ids), *key]
 
     @property
     def open(self) -> bool:

@@ -14,9 +14,9 @@ from hvcore.inspect.records import html_table
 from hvcore.inspect.runs import Runs
 from hvcore.spec.e820 import E820Entry, type_name
 
-from .drawing import MUTED, Drawing, Figure, Fill
+from .drawing import MUTED, Drawing, Figure, Fill, range_part
 from .e820 import DIFFERENT, LEFT, RIGHT, WIDTH, axis, fill_of, legend_fills, mark_ranges
-from .scale import Scale, edges_of, make_scale
+from .scale import Scale, anchors, edges_of, make_scale
 
 __all__ = ["FILLS", "UNTRANSLATED", "Lane", "Piece", "outline", "permissions_figure", "pieces_of", "reached"]
 
@@ -68,10 +68,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Lane:
-    """Who, and their runs.  What lies in no run is not mapped."""
+    """Who, and their runs, whose addresses are in `space`: "iova", or "physical".  What lies in no run is not mapped."""
 
     name: str
     runs: Runs
+    space: str = "physical"
 
     @cached_property
     def firsts(self) -> NDArray[np.int64]:
@@ -121,9 +122,10 @@ def permissions_figure(lanes: Sequence[Lane], guest: Sequence[E820Entry] = (), v
     _lane(drawing, place, "E820", [], top)
     for e in guest:
         tip = f"{address(e.start)}-{address(e.end)} {type_name(e.type)}, {size(e.size)}"
-        drawing.rect(place(e.start), top + 6, place(e.end) - place(e.start), LANE - 12, fill_of(e.type), tip)
+        x, part = place(e.start), range_part(e.start, e.end)
+        drawing.rect(x, top + 6, place(e.end) - x, LANE - 12, fill_of(e.type), tip, part=part)
     for i, (lane, row) in enumerate(zip(lanes, pieces, strict=True), 1):
-        _lane(drawing, place, lane.name, row, top + PITCH * i)
+        _lane(drawing, place, lane.name, row, top + PITCH * i, lane.space)
     if vmm:
         _frame(drawing, place, vmm, top - 8, bottom - top + 4)
     mark_ranges(drawing, place, marks, bottom - 8)
@@ -132,7 +134,7 @@ def permissions_figure(lanes: Sequence[Lane], guest: Sequence[E820Entry] = (), v
     drawing.text(LEFT, bottom + 44, f"address, {scale} scale; a dashed line is not mapped", size=11, colour=MUTED)
     title = "Permissions: who may read and write which pages"
     alt = "; ".join(_words(lane, vmm) for lane in lanes) or "nobody may do anything: there is no lane"
-    return Figure(title, alt, drawing.svg(title, alt), _table(lanes))
+    return Figure(title, alt, drawing.svg(title, alt, anchors(place, edges_of(ranges))), _table(lanes))
 
 
 def _frame(drawing: Drawing, place: Scale, vmm: tuple[int, int], top: float, height: float) -> None:
@@ -155,12 +157,13 @@ def _outline(lane: Lane) -> Iterator[tuple[int, int]]:
         yield int(lane.runs.start[0]), int(lane.runs.end[-1])
 
 
-def _lane(drawing: Drawing, place: Scale, name: str, pieces: Iterable[Piece], top: float) -> None:
+def _lane(drawing: Drawing, place: Scale, name: str, pieces: Iterable[Piece], top: float, space: str = "physical") -> None:
     drawing.text(LEFT - 8, top + LANE / 2 + 4, name, anchor="end", bold=True)
     drawing.line(LEFT, top + LANE / 2, RIGHT, top + LANE / 2, dashed=True)
     for piece in pieces:
         x, end = place(piece.start), place(piece.end)
-        drawing.rect(x, top, end - x, LANE, FILLS.get(piece.perm, FILLS["mixed"]), f"{name}: {piece.tip}")
+        part = {**range_part(piece.start, piece.end), "space": space}
+        drawing.rect(x, top, end - x, LANE, FILLS.get(piece.perm, FILLS["mixed"]), f"{name}: {piece.tip}", part=part)
         if end - x > 7 * len(piece.perm) + 12:
             drawing.badge((x + end) / 2, top + LANE / 2 + 4, piece.perm)
 

@@ -168,7 +168,7 @@ def _domains(run: "Run", domains: Iterable[Domain]) -> Iterator[Lane]:
     on = {unit.base for unit in run.units if unit.translating}
     shared = {(d.did, d.root, d.levels): d.runs for d in domains if d.unit in on}
     for (did, _, _), runs in shared.items():
-        yield Lane(f"domain {did}", runs)
+        yield Lane(f"domain {did}", runs, "iova")
 
 
 def _untranslated(run: "Run") -> Iterator[Lane]:

@@ -99,6 +99,8 @@ def test_a_function_behind_a_bridge_takes_the_way_of_the_id_it_is_seen_under():
     figure = domains_figure([unit()], [domain(devices=(0x200, 0x300))], listed)
     assert figure.alt.startswith("1 function of unit 0xfed90000 in domain 0")
     assert "1 unused id" in words(figure)
+    mapped = next(g for g in ET.fromstring(figure.svg).iter(f"{SVG}g") if g.get("data-domain"))
+    assert set(mapped.get("data-path").split()) == {str(0x210), str(0x200), "0xfed90000/0x0"}
     row = next(g for g in ET.fromstring(figure.svg).iter(f"{SVG}g") if g.get("data-device") == str(0x210))
     assert "seen as 02:00.0" in row.find(f"{SVG}title").text
     assert str(0x200) in row.get("data-path").split()
