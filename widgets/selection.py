@@ -42,6 +42,11 @@ class Selection(anywidget.AnyWidget):
         with self.hold_sync(), self.hold_trait_notifications():
             self.address, self.space, self.device, self.domain, self.fault = address, space, device, domain, fault
 
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing is chosen."""
+        return self.address is None and self.device is None and not self.domain and self.fault is None
+
     def clear(self) -> None:
         """Chooses nothing."""
         self.choose()

@@ -14,15 +14,17 @@ from hvcore.inspect.records import Records
 from hvcore.inspect.steps import ExitStep, Step
 from hvcore.worker import Listener, Worker
 
+from .changes import Changes
 from .console import Console
 from .controls import Controls
 from .lens import LensView
 from .pagemap import PageMap
 from .registers import Registers
 from .selection import Selection
-from .table import ChangeTable, DmaTable, FaultTable, RunTable, Table
+from .table import DmaTable, FaultTable, RunTable, Table, fault_choices
 from .verdict import Verdict
-from .views import E820View, GraphView, TimelineView, differences_of
+from .views import E820View, GraphView, TimelineView
+from .walk import WalkExplainer
 
 __all__ = ["DEFAULT_MACHINE", "Workbench"]
 
@@ -68,6 +70,7 @@ class Workbench(ipw.VBox):
         self.machine = machine if isinstance(machine, Machine) else self.worker.load(machine).result()
         self._given = self.machine
         self.before: Run | None = None
+        self._shown: Run | None = None
         run = self.machine.run or self.worker.boot(self.machine).result()
         self.controls = Controls(self.machine.name, run.config, self._pressed, self._show_pending)
         self.verdict = Verdict(self._apply)
@@ -86,16 +89,19 @@ class Workbench(ipw.VBox):
         self.pages = PageMap(run, s)
         self.faults = FaultTable(run, s)
         self.lens = LensView(run, s, guard=lambda: self.machine.still())
+        self.walk = WalkExplainer(run, s, guard=lambda: self.machine.still())
         self.dma, self.runs, self.registers = DmaTable(run, s), RunTable(run, s), Registers(run)
         self.steps = Table(Records(Step), s)
-        self.compared = ipw.VBox([ipw.HTML("Reboot with other options: then this shows what changed.")])
+        self.changes = Changes(s)
         self.vmm_console = Console("Core's console")
         self.guest_console = Console("Guest's console", self._command, "help")
 
     def _lay_out(self) -> None:
-        tabs = {"DMA requests": self.dma, "Protection window": self.timeline, "Registers": self.registers, "Permission runs": self.runs,
-                "Before and after": self.compared, "Instructions": self.steps}
+        tabs = {"Walk, step by step": self.walk, "DMA requests": self.dma, "Protection window": self.timeline, "Registers": self.registers,
+                "Permission runs": self.runs, "Before and after": self.compared, "Instructions": self.steps}
         self.tabs = ipw.Tab(list(tabs.values()), titles=list(tabs))
+        self._changes_tab = list(tabs.values()).index(self.changes)
+        self.tabs.observe(lambda _change: self.worker.call(self._show_changes), "selected_index")
         self._rows = [_grid(self.faults, self.lens), self.e820, self.graph, self.pages, self.tabs,
                       _grid(self.guest_console, self.vmm_console)]
 
@@ -190,24 +196,34 @@ class Workbench(ipw.VBox):
         with self.machine.still():
             run = self.run
             self.verdict.show_run(run)
-            for view in (self.faults, self.dma, self.runs, self.registers, self.lens):
+            for view in (self.faults, self.dma, self.runs, self.registers, self.lens, self.walk):
                 view.show_run(run)
             for picture in (self.e820, self.graph, self.timeline, self.pages):
                 picture.show(run)
-            self._show_changes(run)
+            self._choose_fault(run)
+            self._shown = run
+        self._show_changes()
         self.show_consoles()
         self._show_pending()
         self.controls.allow(self.machine.state)
 
-    def _show_changes(self, run: Run) -> None:
-        """The tab with what changed since the run before."""
-        before = self.before
-        if before is None or before is run or before.live:
+    def _choose_fault(self, run: Run) -> None:
+        """Where nothing is chosen, a new run's first fault is; a chosen fault is looked for in the new run."""
+        chosen = self.selection
+        number = 0 if chosen.nothing else chosen.fault
+        if run is self._shown or number is None:
             return
-        title = ipw.HTML(f"<p>Before: <code>{html.escape(str(before.config))}</code>: {html.escape(before.outcome)}<br>"
-                         f"After: <code>{html.escape(str(run.config))}</code>: {html.escape(run.outcome)}</p>")
-        picture = ipw.HTML(differences_of(before, run).html)
-        self.compared.children = [title, picture, PageMap.compare(before, run, self.selection), ChangeTable(before, run, self.selection)]
+        if number < len(run.faults):
+            chosen.choose(**fault_choices(run, run.faults)[number])
+        else:
+            chosen.fault = None
+
+    def _show_changes(self) -> None:
+        """The tab with what changed since the run before, where it is open."""
+        before = self.before
+        if self.tabs.selected_index == self._changes_tab and before is not None and before is not self.run and not before.live:
+            with self.machine.still():
+                self.changes.show(before, self.run)
 
     def show_consoles(self) -> None:
         """Both consoles as they are now."""

@@ -98,8 +98,22 @@ def test_reboot_takes_the_options_and_only_then(bench, machine):
     assert ">up<" in bench.verdict.status.value
     assert "VTD_TRANS=n" not in bench.verdict.pending.value
     assert "not translated" in bench.pages.words
-    assert "VTD_TRANS" in bench.compared.children[0].value
-    assert any("VTD_TRANS" in cell for cell in bench.compared.children[-1].cells[1])
+
+
+def test_before_and_after_is_shown_when_it_is_looked_at(bench, machine):
+    bench.controls.options.switches["VTD_TRANS"].value = False
+    press(bench, "reboot")
+    assert bench.changes.table is None
+    bench.tabs.selected_index = bench.tabs.titles.index("Before and after")
+    bench.wait()
+    assert "VTD_TRANS" in bench.changes.words.value
+    pages, table = bench.changes.pages, bench.changes.table
+    assert any("VTD_TRANS" in cell for cell in table.cells[1])
+    bench.controls.options.map_end.value = "ram"
+    press(bench, "reboot")
+    assert (bench.changes.pages, bench.changes.table) == (pages, table)
+    assert any("IOMMU_MAP_END" in cell for cell in table.cells[1])
+    assert not any("VTD_TRANS" in cell for cell in table.cells[1])
 
 
 def test_advice_is_followed_by_a_button(bench, machine):
@@ -111,6 +125,22 @@ def test_advice_is_followed_by_a_button(bench, machine):
     assert bench.controls.options.map_end.value == "ram"
     assert ">up<" in bench.verdict.status.value
     assert not bench.verdict.advice.children
+
+
+def test_the_first_fault_is_chosen_until_something_else_is(bench, machine):
+    fault = machine.run.faults[0]
+    assert (bench.selection.fault, bench.selection.address, bench.selection.device) == (0, fault.address, fault.source)
+    assert bench.lens.address == hex(fault.address)
+    bench.selection.choose(address=machine.run.vmm.base)
+    press(bench, "reboot")
+    assert (bench.selection.fault, bench.selection.address) == (None, machine.run.vmm.base)
+
+
+def test_a_chosen_fault_that_is_gone_is_chosen_no_more_but_its_address_is(bench, machine):
+    fault = machine.run.faults[0]
+    bench.controls.options.map_end.value = "ram"
+    press(bench, "reboot")
+    assert (bench.selection.fault, bench.selection.address) == (None, fault.address)
 
 
 def test_a_fault_that_is_chosen_is_what_the_lens_looks_at(bench, machine):
