@@ -12,8 +12,9 @@ from .registers import Registers
 from .selection import Selection
 from .table import ChangeTable, DmaTable, FaultTable, RunTable, Table
 from .views import E820View, GraphView, PermissionsView, TimelineView, domains_view, e820_view, permissions_view, timeline_view, views
+from .walk import WalkExplainer
 from .workbench import Workbench
 
 __all__ = ["ChangeTable", "Console", "DmaTable", "E820View", "FaultTable", "GraphView", "LensView", "PageMap", "PermissionsView", "Picture",
-           "Registers", "RunTable", "Selection", "Table", "TimelineView", "Workbench", "domains_view", "e820_view", "permissions_view",
-           "timeline_view", "views"]
+           "Registers", "RunTable", "Selection", "Table", "TimelineView", "WalkExplainer", "Workbench", "domains_view", "e820_view",
+           "permissions_view", "timeline_view", "views"]
