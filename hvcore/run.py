@@ -124,6 +124,10 @@ class Guest:
         return text.partition("\n")[2].removesuffix("lab> ").strip("\n")
 
 
+def _open() -> None:
+    """A gate at which nobody is held."""
+
+
 class Run:
     """What one boot came to.  Every part displays itself and has `.frame`."""
 
@@ -151,10 +155,14 @@ class Run:
         """Whether the machine still stands where this run left it."""
         return self._kept is None
 
-    def freeze(self) -> None:
-        """Reads everything once more and keeps it; the machine is about to change."""
+    def freeze(self, gate: Callable[[], None] = _open) -> None:
+        """Reads everything once more and keeps it; the machine is about to change.  `gate` is passed between two parts."""
         if self._kept is None:
-            self._kept = {name: getattr(self, name) for name in _PARTS}
+            kept: dict[str, Any] = {}
+            for name in _PARTS:
+                gate()
+                kept[name] = self._permissions(kept["domains"]) if name == "permissions" else getattr(self, name)
+            self._kept = kept
 
     @property
     def ending(self) -> outcome.Ending:
@@ -230,7 +238,11 @@ class Run:
     @property
     def permissions(self) -> Permissions:
         """What each domain may reach."""
-        return self._read("permissions", lambda: Permissions(self.domains))
+        return self._permissions(None)
+
+    def _permissions(self, domains: Records[Domain] | None) -> Permissions:
+        """Of domains that were just read, where they were: it takes as long as all the rest."""
+        return self._read("permissions", lambda: Permissions(self.domains if domains is None else domains))
 
     @property
     def cpu(self) -> Runs:

@@ -98,7 +98,8 @@ class Machine:
         """Power on, core, guest, until the guest waits for input or something ends or stops it.  The run before is kept as it stood.
 
         `progress` is told each phase, `watch` each phase and None every 50 ms, both on this thread.  After `limit` seconds of wall time (60
-        if None, `math.inf` for never) the guest is given up.  Ctrl-C, or whatever these raise, stops the machine, and it can go on.
+        if None, `math.inf` for never) the guest is given up.  Ctrl-C, or whatever these raise, stops the machine, and it can go on; one that
+        is stopped before power-on still has its last run, which is returned.
         Raises BadMachine where the machine cannot hold the guest at all, BadConfig for what is no Config.
         """
         config = Config() if config is None else config
@@ -167,7 +168,7 @@ class Machine:
 
     def _start_over(self, config: Config) -> Run:
         if self.run is not None:
-            self.run.freeze()
+            self.run.freeze(self._engine.gate)
             self._pc.power_on()
         self._ended = self.exits = self.core = None
         self._up = False
