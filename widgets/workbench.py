@@ -98,7 +98,7 @@ class Workbench(ipw.VBox):
 
     def _lay_out(self) -> None:
         tabs = {"Walk, step by step": self.walk, "DMA requests": self.dma, "Protection window": self.timeline, "Registers": self.registers,
-                "Permission runs": self.runs, "Before and after": self.compared, "Instructions": self.steps}
+                "Permission runs": self.runs, "Before and after": self.changes, "Instructions": self.steps}
         self.tabs = ipw.Tab(list(tabs.values()), titles=list(tabs))
         self._changes_tab = list(tabs.values()).index(self.changes)
         self.tabs.observe(lambda _change: self.worker.call(self._show_changes), "selected_index")
