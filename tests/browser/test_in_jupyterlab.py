@@ -6,20 +6,66 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from labserver import SMALL, Lab, open_notebook, run_all
+from accessible import amiss
+from labserver import Lab, open_notebook, run_all, with_cell
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
 
+CODE = """
+from widgets import Workbench
+bench = Workbench("q35-6g")
+bench
+"""
+BUSY = "spin 600"
+"""A command of the lab guest that computes for ten minutes."""
+TABS = ("DMA requests", "Protection window", "Registers", "Permission runs", "Before and after", "Instructions")
+# What has the focus: its name, whether it is the workbench's, whether its outline is seen; buttons that do nothing now have none.
+FOCUSED = """() => {
+    const e = document.activeElement, style = getComputedStyle(e), box = e.getBoundingClientRect();
+    return { inside: Boolean(e.closest('.hvlab-workbench')), name: e.getAttribute('aria-label') || e.textContent.trim().slice(0, 40),
+             seen: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2 && box.width > 0 && box.height > 0,
+             top: box.top, tag: e.tagName };
+}"""
 
-PERMISSIONS = re.compile("Permissions")
+
+class Bench:
+    """A workbench in the notebook, by the names that a person reads."""
+
+    def __init__(self, page: Page, panel: Locator):
+        self.page, self.panel = page, panel
+        self.element = panel.locator(".hvlab-workbench")
+        self.outcome = self.element.locator(".hvlab-outcome")
+        self.pending = self.element.locator(".hvlab-pending")
+        self.e820, self.graph = self.picture("E820"), self.picture("Domains")
+        self.lens = self.element.locator(".hvlab-lens")
+        self.stage = self.element.get_by_role("application").first
+        self.canvas = self.stage.locator("canvas")
+        self.log = self.element.get_by_role("log", name="Guest's console")
+        self.field = self.element.get_by_role("textbox", name="Guest's console: a command")
+
+    def picture(self, title: str) -> Locator:
+        return self.element.locator(".hvlab-picture").filter(has=self.page.get_by_role("heading", name=re.compile(title)))
+
+    def button(self, name: str) -> Locator:
+        return self.element.get_by_role("button", name=name, exact=True)
+
+    def type(self, command: str) -> None:
+        self.field.fill(command)
+        self.field.press("Enter")
+
+    def open(self, tab: str) -> None:
+        self.element.get_by_role("tab", name=tab).click()
 
 
 @pytest.fixture
-def small(page: Page, lab: Lab) -> Locator:
+def bench(page: Page, lab: Lab) -> Bench:
     """A notebook with the workbench of a machine of 6 GiB, run."""
-    panel = open_notebook(page, lab, SMALL)
-    run_all(page, panel)
-    return panel
+    return Bench(page, with_cell(page, lab, CODE))
+
+
+@pytest.fixture(autouse=True)
+def _no_console_error(page: Page) -> None:
+    page.on("console", lambda message: pytest.fail(f"the page's console: {message.text}") if message.type == "error" else None)
 
 
 def keep(page: Page, screenshots: Path | None, name: str) -> None:
@@ -28,72 +74,201 @@ def keep(page: Page, screenshots: Path | None, name: str) -> None:
         page.screenshot(path=screenshots / f"{name}.png")
 
 
+def dark(page: Page) -> None:
+    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+    page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'")
+
+
+# --- from the notebook to a disk that is back
+
 def test_the_notebook_runs_and_without_vtd_trans_the_disk_is_back(page, lab, screenshots):
     panel = open_notebook(page, lab, "00-workbench.ipynb")
     run_all(page, panel)
     page.evaluate("() => window.jupyterapp.shell.currentWidget.content.scrollToItem(0)")
-    outcome, pending = panel.locator(".hvlab-outcome"), panel.locator(".hvlab-pending")
-    expect(outcome).to_have_text("disk-lost")
-    expect(panel.locator(".hvlab-why")).to_contain_text("PTE Read access is not set")
-    expect(panel.get_by_role("img", name=PERMISSIONS).first).to_contain_text("domain 0")
+    bench = Bench(page, panel)
+    expect(bench.outcome).to_have_text("disk-lost")
+    expect(bench.element.locator(".hvlab-why")).to_contain_text("PTE Read access is not set")
+    expect(bench.stage).to_have_accessible_name(re.compile("domain 0: "))
     keep(page, screenshots, "workbench")
-    panel.get_by_role("button", name="VTD_TRANS=y").click()
-    expect(panel.get_by_role("button", name="VTD_TRANS=n")).to_be_visible()
-    expect(pending).to_contain_text("VTD_TRANS=n")
-    expect(outcome).to_have_text("disk-lost")
-    panel.get_by_role("button", name="Reboot").click()
-    expect(outcome).to_have_text("up")
-    expect(pending).to_be_empty()
-    expect(panel.get_by_role("img", name=PERMISSIONS).first).to_contain_text("untranslated")
+    bench.button("VTD_TRANS=y").click()
+    expect(bench.button("VTD_TRANS=n")).to_be_visible()
+    expect(bench.pending).to_contain_text("VTD_TRANS=n")
+    expect(bench.outcome).to_have_text("disk-lost")
+    bench.button("Reboot").click()
+    expect(bench.outcome).to_have_text("up")
+    expect(bench.pending).to_be_empty()
+    expect(bench.stage).to_have_accessible_name(re.compile("not translated"))
+    expect(bench.element.get_by_text("Nothing is enforced")).to_be_visible()
     keep(page, screenshots, "workbench-off")
 
 
-def test_the_guest_answers_and_an_address_is_looked_up(page, small, screenshots):
-    log = small.get_by_role("log", name="Guest's console")
-    field = small.get_by_role("textbox", name="Guest's console: a command")
-    expect(log).to_contain_text("lab: ready")
-    field.fill("peek 0x100000 4")
-    field.press("Enter")
-    expect(log).to_contain_text("lab> peek 0x100000 4")
-    expect(field).to_have_value("")
-    field.press("ArrowUp")
-    expect(field).to_have_value("peek 0x100000 4")
-    address = small.get_by_role("textbox", name="Address")
+def test_from_the_screen_alone_what_was_stopped_where_why_and_what_to_change(bench):
+    address = bench.element.locator(".hvlab-advice").inner_text()
+    stopped = re.match(r"00:02\.0 \(NVMe\) was stopped: its DMA read at (0x[0-9a-f]+) was blocked", address)
+    assert stopped, address
+    expect(bench.lens.get_by_role("textbox", name="Address")).to_have_value(stopped[1])
+    expect(bench.lens.get_by_role("status")).to_contain_text("nothing mapped")
+    expect(bench.e820.locator(".hv-marker")).to_be_visible()
+    expect(bench.graph.get_by_role("button", name=re.compile("^00:02.0"))).to_have_class(re.compile("hv-chosen"))
+    bench.button("Set IOMMU_MAP_END=ram and reboot").click()
+    expect(bench.outcome).to_have_text("up")
+    expect(bench.element.get_by_label("IOMMU_MAP_END")).to_have_value("ram")
+    expect(bench.element.locator(".hvlab-advice")).to_have_count(0)
+    expect(bench.lens.get_by_role("status")).to_contain_text(f"leads to host-physical {stopped[1]} (rw)")
+
+
+def test_before_and_after_a_reboot_with_other_options(bench):
+    bench.open("Before and after")
+    expect(bench.element.get_by_text("then this shows what changed")).to_be_visible()
+    bench.element.get_by_label("IOMMU_MAP_END").select_option("ram")
+    bench.button("Reboot").click()
+    expect(bench.element.get_by_role("heading", name=re.compile("what changed between two runs"))).to_be_visible()
+    expect(bench.element.get_by_text("IOMMU_MAP_END=4gib").first).to_be_visible()
+    expect(bench.element.get_by_role("application").nth(1)).to_have_accessible_name(re.compile(r"domain 0: .* gained"))
+
+
+# --- the machine at work
+
+def test_the_guest_answers_and_an_address_is_looked_up(page, bench, screenshots):
+    expect(bench.log).to_contain_text("lab: ready")
+    bench.type("peek 0x100000 4")
+    expect(bench.log).to_contain_text("lab> peek 0x100000 4")
+    expect(bench.field).to_have_value("")
+    bench.field.press("ArrowUp")
+    expect(bench.field).to_have_value("peek 0x100000 4")
+    address = bench.lens.get_by_role("textbox", name="Address")
     address.fill("0x77c09000")
     address.press("Enter")
-    expect(small.locator(".hvlab-lens")).to_contain_text("secret")
+    expect(bench.lens).to_contain_text("secret")
+    expect(bench.e820.locator(".hv-marker")).to_be_visible()
     keep(page, screenshots, "console")
     address.fill("nowhere")
     address.press("Enter")
-    expect(small.locator(".hvlab-why")).to_contain_text("'nowhere' is no address")
+    expect(bench.lens.get_by_role("status")).to_contain_text("'nowhere' is no address")
 
 
-def test_the_keyboard_reaches_the_controls_and_another_machine_can_be_chosen(page, small, screenshots):
-    small.get_by_role("button", name="VTD_TRANS=y").focus()
+def test_a_guest_at_work_is_stopped_goes_on_and_is_stepped(bench):
+    bench.type(BUSY)
+    expect(bench.outcome).to_have_text("running")
+    expect(bench.button("Reboot")).to_be_disabled()
+    bench.button("Stop").click()
+    expect(bench.outcome).to_have_text("stopped")
+    bench.open("Instructions")
+    bench.button("Step").click()
+    expect(bench.element.get_by_role("heading", name=re.compile("Instructions executed: 1"))).to_be_visible()
+    bench.button("Go on").click()
+    expect(bench.outcome).to_have_text("running")
+    bench.button("Stop").click()
+    expect(bench.outcome).to_have_text("stopped")
+    bench.button("Reboot").click()
+    expect(bench.outcome).to_have_text("disk-lost")
+
+
+def test_another_machine_is_chosen_by_keyboard(page, bench, screenshots):
+    bench.button("VTD_TRANS=y").focus()
     page.keyboard.press("Space")
-    expect(small.get_by_role("button", name="VTD_TRANS=n")).to_be_focused()
-    pending = small.locator(".hvlab-pending")
-    expect(pending).to_contain_text("VTD_TRANS=n")
+    expect(bench.button("VTD_TRANS=n")).to_be_focused()
+    expect(bench.pending).to_contain_text("VTD_TRANS=n")
     page.keyboard.press("Space")
-    expect(pending).to_be_empty()
-    small.get_by_label("Machine").select_option("q35-2g")
-    expect(pending).to_contain_text("machine q35-2g")
-    expect(small.locator(".hvlab-outcome")).to_have_text("disk-lost")
-    small.get_by_role("button", name="Reboot").focus()
+    expect(bench.pending).to_be_empty()
+    bench.element.get_by_label("Machine").focus()
+    page.keyboard.type("q35-2g")
+    expect(bench.pending).to_contain_text("machine q35-2g")
+    expect(bench.outcome).to_have_text("disk-lost")
+    bench.button("Reboot").focus()
     page.keyboard.press("Enter")
-    expect(small.locator(".hvlab-outcome")).to_have_text("up")
-    expect(pending).to_be_empty()
+    expect(bench.outcome).to_have_text("up")
+    expect(bench.pending).to_be_empty()
     keep(page, screenshots, "small")
 
 
-def test_the_dark_theme_and_a_narrow_window(page, small, screenshots):
-    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
-    page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'")
-    page.set_viewport_size({"width": 900, "height": 1100})
-    picture = small.get_by_role("img", name=re.compile("E820")).first
-    colour = picture.get_by_text("firmware", exact=True).evaluate("e => getComputedStyle(e).fill")
+# --- views that follow one another
+
+def test_a_fault_in_the_table_is_followed_by_every_view(bench):
+    bench.e820.get_by_role("button", name=re.compile("firmware: 0x0-")).click()
+    expect(bench.lens.get_by_role("textbox", name="Address")).to_have_value("0x0")
+    row = bench.element.get_by_role("region", name=re.compile("Recorded faults")).get_by_role("row").nth(1)
+    address = re.search(r"0x[0-9a-f]{8,}(?=\s)", row.inner_text().replace("0xfed90000", ""))[0]
+    row.get_by_role("button").first.click()
+    expect(row).to_have_class("hv-chosen")
+    expect(bench.lens.get_by_role("textbox", name="Address")).to_have_value(address)
+    expect(bench.lens.get_by_role("status")).to_contain_text(f"IOVA {address} of domain 0: nothing mapped")
+    expect(bench.e820.locator(".hv-marker")).to_be_visible()
+    expect(bench.graph.get_by_role("button", name=re.compile("^00:02.0"))).to_have_class(re.compile("hv-chosen"))
+    expect(bench.canvas).to_have_attribute("data-cursor", address)
+    expect(bench.stage.locator(".hv-chosen")).to_be_visible()
+
+
+def test_the_page_map_is_panned_and_zoomed_by_keyboard(page, bench):
+    def edge() -> int:
+        return int(bench.canvas.get_attribute("data-first"), 0)
+
+    bench.stage.focus()
+    for key in ("Home", "+", "+", "+"):
+        page.keyboard.press(key)
+    assert edge() == 0
+    page.keyboard.press("PageDown")
+    page.wait_for_function("canvas => Number(canvas.dataset.first) > 0", arg=bench.canvas.element_handle())
+    page.keyboard.press("Enter")
+    expect(bench.lens.get_by_role("textbox", name="Address")).to_have_value(bench.canvas.get_attribute("data-cursor"))
+
+
+# --- care
+
+def test_by_tab_through_every_control_and_out_again(page, bench):
+    """Each stop is seen, inside the order of the screen, and after the last one the focus leaves."""
+    bench.element.get_by_label("Machine").focus()
+    stops = []
+    for _ in range(150):
+        at = page.evaluate(FOCUSED)
+        if not at["inside"]:
+            break
+        stops.append(at)
+        page.keyboard.press("Tab")
+    else:
+        pytest.fail(f"no way out: {[at['name'] for at in stops[-5:]]}")
+    assert not [at for at in stops if not at["seen"]]
+    names = [at["name"] for at in stops]
+    wanted = ["VTD_TRANS=y", "Reboot", "Set IOMMU_MAP_END=ram and reboot", "Filter rows", "Address", "compressed", "Bands", "DMA requests",
+              "Guest's console", "Guest's console: a command", "Core's console"]
+    places = [names.index(name) for name in wanted]
+    assert places == sorted(places), list(zip(wanted, places, strict=True))
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(FOCUSED)["name"] == names[-1]
+
+
+def test_tabs_are_used_by_keyboard(page, bench):
+    bench.element.get_by_role("tab", name="DMA requests").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(bench.element.get_by_role("tab", name="Registers")).to_have_attribute("aria-selected", "true")
+    expect(bench.element.get_by_role("heading", name=re.compile("Registers of the unit"))).to_be_visible()
+
+
+def test_nothing_of_levels_a_and_aa_is_amiss(page, bench):
+    bench.element.get_by_label("IOMMU_MAP_END").select_option("ram")
+    bench.button("Reboot").click()
+    expect(bench.outcome).to_have_text("up")
+    for tab in TABS:
+        bench.open(tab)
+        expect(bench.element.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+        assert not amiss(page), tab
+    dark(page)
+    for tab in TABS:
+        bench.open(tab)
+        assert not amiss(page), f"{tab}, dark"
+
+
+@pytest.mark.parametrize("width", [600, 1900])
+def test_dark_and_narrow_or_wide(page, bench, screenshots, width):
+    dark(page)
+    page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
+    page.set_viewport_size({"width": width, "height": 1100})
+    colour = bench.e820.get_by_text("firmware", exact=True).evaluate("e => getComputedStyle(e).fill")
     assert all(int(part) > 200 for part in re.findall(r"\d+", colour)[:3]), colour
-    area = small.locator(".jp-OutputArea").first
-    assert picture.bounding_box()["width"] == 640
-    assert area.evaluate("e => e.scrollWidth <= e.clientWidth")
-    keep(page, screenshots, "dark")
+    assert bench.element.evaluate("e => e.scrollWidth <= e.clientWidth")
+    for tab in bench.element.get_by_role("tab").all():
+        assert tab.evaluate("e => e.scrollWidth <= e.clientWidth"), tab.inner_text()
+    keep(page, screenshots, f"dark-{width}")
+    assert not amiss(page)
