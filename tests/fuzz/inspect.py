@@ -12,22 +12,28 @@ import numpy as np
 
 from hvcore.errors import BadTable, HvlabError, Unreadable
 from hvcore.inspect import diff
+from hvcore.inspect.dmar import read_dmar
 from hvcore.inspect.domains import Domain, decode, read_contexts, read_domains
 from hvcore.inspect.dump import PageStore, load_npz, save_dump
 from hvcore.inspect.e820 import E820Map
 from hvcore.inspect.explain import explain, explain_fault
+from hvcore.inspect.explain_interrupt import explain_interrupt
 from hvcore.inspect.faults import read_faults
+from hvcore.inspect.interrupts import read_interrupts, read_messages
 from hvcore.inspect.lens import look
 from hvcore.inspect.permissions import Permissions
 from hvcore.inspect.records import Records
 from hvcore.inspect.units import read_registers, read_units
 from hvcore.inspect.walk import walk
+from hvcore.machine.memory import Memory
 from hvcore.machine.vtd import RemappingUnit
 from hvcore.spec import paging
+from hvcore.spec.acpi import Rsdp, build_rsdp, build_xsdt
 from hvcore.spec.dma import Direction, DmaRequest, RemapFault
 from hvcore.spec.e820 import E820Entry, pack, unpack
 from hvcore.spec.vtd import R, W, frcd_count, frcd_offset, in_interrupt_range
 
+from .acpi import mutated_table, real_tables
 from .mutate import check_sentence, junk, mutated, number, often
 from .noise import Noise, random_unit
 
@@ -56,6 +62,7 @@ def _live(r: Random) -> tuple[Noise, RemappingUnit]:
     """Tables of noise and a unit without caches that translates by them."""
     noise = Noise(r)
     unit = random_unit(r, noise.memory, ideal=True)
+    noise.suit(unit.description.cap)
     unit.mmio_write(0x20, 8, noise.root)
     unit.mmio_write(0x18, 4, 1 << 30)
     unit.mmio_write(0x18, 4, 1 << 31)
@@ -114,6 +121,56 @@ def _look(r: Random, noise: Noise, domains: Records[Domain], unit: RemappingUnit
         _show([lens])
         for fmt in (paging.VTD, paging.NESTED, paging.EPT, paging.LONG_MODE):
             _show([walk(noise.memory, fmt, r.choice(noise.pages), r.choice((2, 3, 4, 5)), address)])
+
+
+def interrupt_tables(seed: int) -> str:
+    """Interrupt entries of noise: what is read of them, and what is explained of a message against what the unit does with it."""
+    r = Random(seed)
+    noise, unit = _live(r)
+    base = noise.pages[-1]
+    for i in range(32):
+        low, high = r.choice((0x210001, 0x1_00210003, 0, 0x8001, number(r, 64))), r.choice((0, 0x40010, 0x8FF00, number(r, 64)))
+        noise.pair(base + 16 * i, low, high)
+    unit.mmio_write(0xB8, 8, r.choice((base | 4, base | 15, base | 1 << 11 | 7, number(r, 64))))
+    unit.mmio_write(0x18, 4, 1 << 31 | 1 << 24)
+    unit.mmio_write(0x18, 4, 1 << 31 | 1 << 25 | r.choice((0, 1 << 23)))
+    _show([read_interrupts(noise.memory, unit, unit.walker.haw)], frame=often(r, 0.1))
+    said, got_through = set(), []
+    for _ in range(20):
+        address = 0xFEE00000 | r.choice((0x10, 0x18, 0, number(r, 20) & ~3)) | r.randrange(40) << 5
+        source, data = r.choice(noise.sources), r.choice((0, 1, number(r, 32)))
+        told = explain_interrupt(noise.memory, unit, source, address, data, unit.walker.haw)
+        result = unit.interrupt(source, address, data)
+        reason = result.reason if isinstance(result, RemapFault) else None
+        assert told.reason == reason, f"{address:#x} {data:#x}: explained {told.reason}, {result}"
+        _show([told])
+        said.add(reason)
+        got_through += [] if isinstance(result, RemapFault) else [result]
+    _show([read_messages(got_through)])
+    return f"{'delivered' if None in said else 'all blocked'}{', blocked' if len(said) > 1 else ''}"
+
+
+def shown_table(seed: int) -> str:
+    """The DMAR table as it is shown, given as bytes and found in memory, beside what firmware laid."""
+    r = Random(seed)
+    first, second = (mutated_table(r, r.choice(real_tables()), real_tables()) for _ in range(2))
+    entries = (E820Entry(0, 0x9F000, 1), E820Entry(0x10_0000, number(r, 40) + 0x10_0000, 2))
+    memory = Memory([(0, 4 << 20)])
+    laid = second[:1 << 20] if often(r, 0.5) else first[:1 << 20]
+    memory.write(0x20_0000, laid)
+    memory.write(0x10_0000, build_xsdt([0x20_0000]))
+    memory.write(0xE0000, build_rsdp(Rsdp(0x10_0000)))
+    if often(r, 0.3):
+        memory.write(0x20_0000, bytes(r.randrange(5)))
+    found = read_dmar(memory, None, entries, None, first)
+    _show([found, found.scopes], frame=often(r, 0.1))
+    try:
+        given = read_dmar(first, None, entries)
+    except BadTable as e:
+        check_sentence(e)
+        return "refused, found in memory" if found else "refused"
+    _show([given, given.scopes])
+    return "structures" if given else "none"
 
 
 def recorded_faults(seed: int) -> str:
@@ -234,4 +291,5 @@ def maps(seed: int) -> str:
 
 
 TARGETS: dict[str, Callable[[int], str]] = {
-    "live": live_tables, "faults": recorded_faults, "diff": differences, "dumps": dumps, "npz": files, "maps": maps}
+    "live": live_tables, "interrupts": interrupt_tables, "shown-dmar": shown_table, "faults": recorded_faults, "diff": differences,
+    "dumps": dumps, "npz": files, "maps": maps}

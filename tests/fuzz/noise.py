@@ -11,7 +11,7 @@ from hvcore.machine.memory import PAGE, Memory
 from hvcore.machine.vtd import RemappingUnit
 from hvcore.spec.bits import bit
 from hvcore.spec.dma import Direction, DmaRequest
-from hvcore.spec.vtd import ADDRESS, CONTEXT_HIGH
+from hvcore.spec.vtd import ADDRESS, CONTEXT_HIGH, sagaw_levels
 
 from .mutate import number, often
 
@@ -50,7 +50,7 @@ class Noise:
     def __init__(self, r: Random, pages: int = 12):
         self.r, self.memory = r, Memory(r.choice(_SEVERAL))
         self.pages = tuple(PAGE * (_AWAY + i) for i in range(pages))
-        self.root, self.sources = self.pages[0], _SOURCES
+        self.root, self.sources, self.widths = self.pages[0], _SOURCES, (1, 1, 2)
         self.lay()
 
     def lay(self) -> None:
@@ -64,13 +64,19 @@ class Noise:
                 if often(self.r, 0.85):
                     self.memory.write64(page + 8 * index, self.entry())
 
+    def suit(self, cap: int) -> None:
+        """Contexts of widths that a unit with capability register `cap` takes, in most cases."""
+        self.widths = tuple(levels - 2 for levels in sagaw_levels(cap)) or self.widths
+        for source in self.sources:
+            self.context(source)
+
     def context(self, source: int) -> None:
         """The root entry of a bus and the context entry of a function, right in most cases."""
         r = self.r
         table = self.pages[1 + (source >> 8 & 1)]
         self.pair(self.root + 16 * (source >> 8), table | 1 if often(r, 0.95) else self.entry(), 0 if often(r, 0.97) else number(r, 64))
-        high = CONTEXT_HIGH.make(AW=r.choice((0, 1, 1, 1, 2, 2, 3, 4, 7)), DID=r.choice((0, 1, 1, 2, 0x101, 0xFFFF)))
-        low = (r.choice(self.pages[3:]) if often(r, 0.9) else self.address()) | r.choice((1, 1, 1, 1, 1, 3, 5, 9, 13, 0, 2))
+        high = CONTEXT_HIGH.make(AW=r.choice(self.widths) if often(r, 0.9) else r.randrange(8), DID=r.choice((0, 1, 1, 2, 0x101, 0xFFFF)))
+        low = (r.choice(self.pages[3:]) if often(r, 0.9) else self.address()) | r.choice((*(1,) * 9, 3, 5, 9, 13, 0, 2))
         self.pair(table + 16 * (source & 0xFF), low if often(r, 0.95) else number(r, 64), high if often(r, 0.95) else number(r, 64))
 
     def pair(self, address: int, low: int, high: int) -> None:

@@ -6,6 +6,8 @@ After every step the register page must be one that hardware could show, and loo
 from collections.abc import Callable
 from random import Random
 
+from hvcore.inspect.cached import read_cached
+from hvcore.inspect.interrupts import read_interrupts
 from hvcore.machine.dma import MSI, DmaFabric
 from hvcore.machine.vtd import RemappingUnit
 from hvcore.spec.bits import Register, bit
@@ -67,6 +69,7 @@ class _Attack:
         self.messages = 0
         self.unit = random_unit(self.r, self.memory, self._message, ideal=often(self.r, 0.15))
         self.fabric = DmaFabric(self.memory, lambda segment, source: self.unit if segment == 0 else None, lambda *_: None)
+        self.noise.suit(self.unit.description.cap)
         self.power_on = bytes(self.unit.file.bytes)
         self.allowed = _allowed(self.unit)
         self.owned = {at for r in self.unit.registers for at in range(r.offset, r.offset + r.size)}
@@ -217,6 +220,7 @@ class _Attack:
             assert self.unit.peek(register.offset, register.size) == self.unit.mmio_read(register.offset, register.size)
         self.unit.peek(self.r.randrange(2 * self.unit.size), self.r.choice((1, 2, 4, 8)))
         self.unit.walk(self.r.choice(self.noise.sources), self.noise.iova())
+        assert str(read_cached([self.unit])) and str(read_interrupts(self.memory, self.unit, self.unit.walker.haw))
         assert before == (bytes(self.unit.file.bytes), self.unit.cached, len(self.unit.notes))
 
     def power_off(self) -> None:

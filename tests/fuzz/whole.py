@@ -1,5 +1,6 @@
 """Whole machines, few and slow: boots of machines with mutations, and a guest whose monitor is told nonsense."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from hvcore import Config, Machine, Run, session
 from hvcore.errors import HvlabError
+from hvcore.inspect.advice import advise
 from hvcore.machine.description import MachineDescription
 from hvcore.outcome import OUTCOMES
 from hvcore.sources import load
@@ -76,6 +78,8 @@ def _look(r: Random, run: Run) -> None:
     assert run.to_json()["outcome"] == run.outcome and str(run) and run._repr_html_()
     for fault in run.faults[:3]:
         assert str(run.explain(fault))
+    for part in (run.functions, run.dmar, run.cached, run.interrupts, run.messages, run.history, run.dma, advise(run)):
+        assert str(part) and part._repr_html_() and json.dumps(part.to_json())
     assert str(run.lens(r.choice((0, run.vmm.base or 0, number(r, 64)))))
 
 
@@ -87,7 +91,9 @@ def boot(seed: int) -> str:
             run = machine.boot(_config(r))
             _look(r, run)
             if often(r, 0.2):
-                _look(r, machine.boot(_config(r)))
+                again = machine.boot(_config(r))
+                _look(r, again)
+                assert str(run.diff(again))
                 assert run.outcome in OUTCOMES and run.to_json()
             return run.outcome
     except HvlabError as e:
