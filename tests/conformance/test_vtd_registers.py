@@ -7,14 +7,15 @@ from contextlib import ExitStack
 
 import pytest
 from vtd_play import VARIANTS, Pair, report
-from vtd_register_cases import REGISTER_CASES, RegisterCase
+from vtd_register_cases import REGISTER_CASES, RegisterCase, every_bit
 from vtd_register_scenes import random_register_scene
-from vtd_scene import Outcome, Registers, Variant
+from vtd_scene import DATA, FSTS, Outcome, Registers, Variant
 from vtd_scenes import Builder
 
 pytestmark = pytest.mark.needs("qemu-system-x86_64")
 
 LOOKS = int(os.environ.get("HVLAB_CONFORMANCE_LOOKS", "4000"))
+SOUND_DESCRIPTORS = (1 | 1 << 4, 2 | 1 << 4, 2 | 3 << 4, 5 | 1 << 4, 5 | 1 << 5)
 SEED = int(os.environ.get("HVLAB_CONFORMANCE_SEED", "0"))
 
 
@@ -44,6 +45,19 @@ def test_directed_registers(pair: Pair, one: RegisterCase) -> None:
         assert [o.where for o in ours if isinstance(o, Outcome)] == [one.word]
     assert not verdict.unexplained, report(pair, scene, variant)
     assert set(verdict.counts) == one.differences
+
+
+@pytest.mark.xdist_group("vtd-39")
+@pytest.mark.parametrize("descriptor", [*((low, 0) for low in SOUND_DESCRIPTORS[:2]), *((low, DATA) for low in SOUND_DESCRIPTORS[2:]),
+                                        (0, 0), (3, 0), (4, 0), (6, 0), (7, 0), (8, 0)], ids=lambda d: f"{d[0]:#x}")
+def test_every_bit_of_a_descriptor(pair: Pair, descriptor: tuple[int, int]) -> None:
+    variant = VARIANTS[0]
+    scene = Builder(variant).scene(every_bit(*descriptor), root=None)
+    ours, verdict = pair.play(scene, variant)
+    errors = [bool(value(o, FSTS, 0) & 1 << 4) for o in ours if isinstance(o, Registers)]
+    assert len(errors) > 100 and True in errors and (False in errors or descriptor[0] not in SOUND_DESCRIPTORS)
+    assert not verdict.unexplained, report(pair, scene, variant)
+    assert set(verdict.counts) <= {"descriptors-without-capability", "wait-without-effect", "wait-status-lost"}
 
 
 @pytest.mark.parametrize("variant", [pytest.param(v, marks=pytest.mark.xdist_group(f"vtd-{v.aw_bits}")) for v in VARIANTS], ids=str)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from vtd_like_qemu import LikeQemu
 from vtd_ours import run_ours
-from vtd_scene import Outcome, Registers, Result, Scene, Variant
+from vtd_scene import Outcome, Registers, Result, Scene, Variant, register_name
 
 from hvcore.machine.description import UnitDescription
 from hvcore.machine.memory import Memory
@@ -124,7 +124,7 @@ def _apart(results: Sequence[Result]) -> list[str]:
         return [str(r) for r in results]
     pages = [r for r in results if isinstance(r, Registers)]
     odd = [i for i, words in enumerate(zip(*(p.words for p in pages), strict=True)) if len(set(words)) > 1]
-    return [", ".join([*(f"register {8 * i:#x} is {p.words[i]:#x}" for i in odd), f"interrupts {sorted(p.vectors or ())}"]) for p in pages]
+    return [", ".join([*(f"{register_name(8 * i)} {p.words[i]:#x}" for i in odd), f"interrupts {sorted(p.vectors or ())}"]) for p in pages]
 
 
 @dataclass

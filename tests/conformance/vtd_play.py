@@ -55,10 +55,10 @@ def report(pair: Pair, scene: Scene, variant: Variant) -> str:
     results, verdict = pair.play(scene, variant)
     operations = "\n".join(f"  {o}" for o in scene.operations)
     root = "power-on" if scene.root is None else f"translation on, root table {scene.root:#x}"
-    tables = "\n".join(f"  {at + i:#x}: {word:#x}" for at, page in sorted(scene.tables.items())
+    tables = "".join(f"\n  {at + i:#x}: {word:#x}" for at, page in sorted(scene.tables.items())
                        for i in _WORDS if (word := int.from_bytes(page[i:i + 8], "little")))
     found = "\n".join(f"  result {u.number + 1} of {len(results)}:\n{u}" for u in verdict.unexplained)
-    return f"unexplained ({variant}; {root})\noperations:\n{operations}\ntables:\n{tables}\n{found}"
+    return f"unexplained ({variant}; {root})\noperations:\n{operations}\n" + f"tables:{tables}\n" * bool(tables) + found
 
 
 def shrink(scene: Scene, fails: Callable[[Scene], bool]) -> Scene:

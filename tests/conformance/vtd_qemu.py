@@ -1,21 +1,18 @@
 """QEMU's `intel-iommu`, playing a scene.
 
-QEMU runs a machine whose processor executes `cli; hlt` and is driven through its qtest socket.  `edu` devices make the DMA: their transfer
-takes 100 ms of virtual time, which `-icount sleep=off` lets pass as soon as nothing else is to be done.  The monitor resets the machine
-before each scene and tells which interrupts have arrived at the local APIC.
+`edu` devices make the DMA: their transfer takes 100 ms of virtual time, which passes as soon as nothing else is to be done.  The monitor
+resets the machine before each scene and tells which interrupts have arrived at the local APIC.
 """
 
 import base64
 import json
 import re
 import socket
-import subprocess
-import tempfile
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from qtest import Qtest
 from vtd_scene import (
     BASE,
     DUMP,
@@ -51,7 +48,7 @@ from vtd_scene import (
 
 from hvcore.spec.vtd import frcd_offset
 
-__all__ = ["BARS", "SOURCES", "QemuUnit"]
+__all__ = ["QemuUnit"]
 
 _DEVICES = ("edu,addr=3.0,multifunction=on", "edu,addr=3.5", "edu,addr=4.0", "pcie-root-port,id=rp,addr=6,chassis=1",
             "edu,bus=rp,addr=0", "pcie-pci-bridge,id=express,addr=7", "edu,bus=express,addr=3", "i82801b11-bridge,id=conventional,addr=8",
@@ -60,60 +57,41 @@ _FUNCTIONS = (0x0018, 0x001D, 0x0020, 0x0500, 0x0618, 0x0710)
 """Where the `edu` devices are in configuration space."""
 _BRIDGES = ((0x30, 5, 0xFD40), (0x38, 6, 0xFD50), (0x40, 7, 0xFD60))
 """The bridges: function, secondary bus, window of 1 MiB (upper 16 bits)."""
-SOURCES, BARS = REQUESTERS[:4], (0xFD00_0000, 0xFD10_0000, 0xFD20_0000, 0xFD40_0000)
-"""The `edu` devices that have requester ids of their own, and where their registers are put."""
-_BARS = (*BARS, 0xFD50_0000, 0xFD60_0000)
+_BARS = (0xFD00_0000, 0xFD10_0000, 0xFD20_0000, 0xFD40_0000, 0xFD50_0000, 0xFD60_0000)
+"""Where the registers of the `edu` devices are put."""
 _SOURCE, _DESTINATION, _COUNT, _COMMAND, _BUFFER = 0x80, 0x88, 0x90, 0x98, 0x40000
 _READ, _WRITE = 1, 3
 _IRR = re.compile(r"^IRR\s+(.*)$", re.MULTILINE)
 
 
-class QemuUnit:
+class QemuUnit(Qtest):
     """A QEMU with an `intel-iommu` and an `edu` per entry of `REQUESTERS`."""
 
     def __init__(self, variant: Variant):
-        self._folder = tempfile.TemporaryDirectory()
-        folder = Path(self._folder.name)
-        (folder / "rom").write_bytes(b"\xf4" * 0xFFF0 + b"\xfa\xf4\xeb\xfd" + bytes(12))
         devices = [variant.device] + [d + ",dma_mask=0xffffffffffffffff" * d.startswith("edu") for d in _DEVICES]
-        with socket.socket(socket.AF_UNIX) as qtest, socket.socket(socket.AF_UNIX) as monitor:
-            for listener, name in ((qtest, "qtest"), (monitor, "monitor")):
-                listener.bind(str(folder / name))
-                listener.listen(1)
-                listener.settimeout(60)
-            self._process = subprocess.Popen(
-                ["qemu-system-x86_64", "-machine", "q35,hpet=off,pit=off", "-accel", "tcg", "-icount", "shift=0,sleep=off",
-                 "-m", f"{RAM >> 20}M", "-nodefaults", "-display", "none", "-bios", str(folder / "rom"),
-                 "-qtest", f"unix:{folder / 'qtest'}", "-qtest-log", "/dev/null", "-qmp", f"unix:{folder / 'monitor'}",
-                 *[word for d in devices for word in ("-device", d)]],
-                stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            self._monitor, _ = monitor.accept()
-            self._socket, _ = qtest.accept()
-        for connection in (self._socket, self._monitor):
-            connection.settimeout(60)
-        self._due, self._replies, self._answers = "", self._socket.makefile("rb"), self._monitor.makefile("r")
-        self._answers.readline()
-        self._command("qmp_capabilities")
+        super().__init__(["-qmp", "unix:monitor,server=on,wait=off", *[word for d in devices for word in ("-device", d)]], RAM)
+        self._due = ""
         self.cap, self.ecap = self.read(0x08, 8), self.read(0x10, 8)
         record = BASE + frcd_offset(self.cap)
         self._record_high = record + 8
         self._look = f"readq {record:#x}\nreadq {record + 8:#x}\nreadl {BASE + FSTS:#x}\n"
+        self._monitor = socket.socket(socket.AF_UNIX)
+        self._monitor.settimeout(60)
+        self._monitor.connect(str(self.folder / "monitor"))
+        self._answers = self._monitor.makefile("r")
+        self._answers.readline()
+        self._command("qmp_capabilities")
         for device in range(len(REQUESTERS)):
-            self._write_memory(PALETTE + device * PAGE, palette(device))
-
-    def __enter__(self) -> "QemuUnit":
-        return self
+            self.write_memory(PALETTE + device * PAGE, palette(device))
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._replies, self._answers, self._socket, self._monitor):
-            stream.close()
-        self._folder.cleanup()
+        self._answers.close()
+        self._monitor.close()
+        super().__exit__(kind, value, trace)
 
     # The sockets.
 
-    def _exchange(self, lines: str) -> list[int]:
+    def _send(self, lines: str) -> list[int]:
         """Sends commands, after those that are due; what each answered (0 where it was plain OK)."""
         due, self._due = self._due, ""
         self._socket.sendall((due + lines).encode())
@@ -125,11 +103,8 @@ class QemuUnit:
             values.append(int(words[1], 16) if len(words) > 1 else 0)
         return values[due.count("\n"):]
 
-    def _write_memory(self, address: int, data: bytes) -> None:
-        self._exchange(f"b64write {address:#x} {len(data):#x} {base64.b64encode(data).decode()}\n")
-
     def _read_memory(self, address: int, length: int) -> bytes:
-        self._exchange("")
+        self._send("")
         self._socket.sendall(f"b64read {address:#x} {length:#x}\n".encode())
         return base64.b64decode(self._replies.readline().split()[1])
 
@@ -142,11 +117,11 @@ class QemuUnit:
 
     def read(self, offset: int, width: int) -> int:
         """A register of the unit."""
-        return self._exchange(f"read{'l' if width == 4 else 'q'} {BASE + offset:#x}\n")[0]
+        return self._send(f"read{'l' if width == 4 else 'q'} {BASE + offset:#x}\n")[0]
 
     def write(self, offset: int, width: int, value: int) -> None:
         """Writes a register of the unit."""
-        self._exchange(f"write{'l' if width == 4 else 'q'} {BASE + offset:#x} {value:#x}\n")
+        self._send(f"write{'l' if width == 4 else 'q'} {BASE + offset:#x} {value:#x}\n")
 
     def vectors(self) -> frozenset[int]:
         """Interrupts that the processor's APIC has received since the machine was reset."""
@@ -163,12 +138,11 @@ class QemuUnit:
         while self.read(RTADDR, 8):
             pass
         for function, bus, window in _BRIDGES:
-            self._configure(function, ((0x18, bus << 16 | bus << 8), (0x20, window << 16 | window), (0x04, 6)))
+            for offset, value in ((0x18, bus << 16 | bus << 8), (0x20, window << 16 | window), (0x04, 6)):
+                self.configure(function, offset, value)
         for function, bar in zip(_FUNCTIONS, _BARS, strict=True):
-            self._configure(function, ((0x10, bar), (0x04, 6)))
-
-    def _configure(self, function: int, values: tuple[tuple[int, int], ...]) -> None:
-        self._due += "".join(f"outl 0xcf8 {0x8000_0000 | function << 8 | offset:#x}\noutl 0xcfc {value:#x}\n" for offset, value in values)
+            self.configure(function, 0x10, bar)
+            self.configure(function, 0x04, 6)
 
     def _buffers(self, command: int, memory: int) -> None:
         """The whole buffer of every device from or to its page at `memory`, with translation off."""
@@ -184,7 +158,7 @@ class QemuUnit:
     def _finished(self, bar: int, look: str) -> list[int]:
         """What `look` reads once the transfer of a device is over."""
         question = f"readq {bar + _COMMAND:#x}\n{look}"
-        while (answers := self._exchange(question))[0] & 1:
+        while (answers := self._send(question))[0] & 1:
             pass
         return answers[1:]
 
@@ -210,7 +184,7 @@ class QemuUnit:
 
     def _registers(self, look: Look) -> Registers:
         letter, step = ("l", 4) if look.width == 4 else ("q", 8)
-        values = self._exchange("".join(f"read{letter} {BASE + at:#x}\n" for at in range(0, PAGE_END, step)))
+        values = self._send("".join(f"read{letter} {BASE + at:#x}\n" for at in range(0, PAGE_END, step)))
         words = [low | high << 32 for low, high in zip(values[::2], values[1::2], strict=True)] if step == 4 else values
         return Registers(tuple(words), self.vectors() if look.apic else None)
 
@@ -243,8 +217,9 @@ class QemuUnit:
 
     def _start(self, scene: Scene) -> None:
         self._reset()
+        self._send("")
         for address, data in pages_of(scene).items():
-            self._write_memory(address, data)
+            self.write_memory(address, data)
         self._buffers(_READ, PALETTE)
         for write in () if scene.root is None else switch_on(scene.root):
             self._write(write)
@@ -261,6 +236,6 @@ class QemuUnit:
 
     def _clear(self, places: list[int]) -> dict[tuple[int, int], int]:
         """What landed in words of memory, which are zero from now on."""
-        words = self._exchange("".join(f"readq {p:#x}\n" for p in places))
+        words = self._send("".join(f"readq {p:#x}\n" for p in places))
         self._due += "".join(f"writeq {p:#x} 0\n" for p, word in zip(places, words, strict=True) if word)
         return landings((p, np.uint64(word).tobytes()) for p, word in zip(places, words, strict=True) if word)

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hvcore.spec.vtd import FRCD_HIGH
+from hvcore.spec.pci import format_bdf
+from hvcore.spec.vtd import CAP, ECAP, FRCD_HIGH, registers
 
 __all__ = ["ABSENT", "APIC", "BASE", "CCMD", "DATA", "DATA_PAGES", "DUMP", "F", "FSTS", "GCMD", "OWN", "PAGE", "PAGE_END", "PALETTE",
            "QIE", "RAM", "REQUESTERS", "RTADDR", "SLOT", "SLOTS", "SRTP", "TABLES", "TABLE_PAGES", "TE", "Ask", "Log", "Look", "Moved",
            "Operation", "Outcome", "Poke", "Registers", "Result", "Scene", "Variant", "Write", "changes", "landings", "pages_of",
-           "palette", "strays", "switch_on"]
+           "palette", "register_name", "strays", "switch_on"]
 
 PAGE = 4096
 TABLES, TABLE_PAGES = 0x100_0000, 48
@@ -37,6 +38,8 @@ PAGE_END = 0x230
 GCMD, RTADDR, CCMD, FSTS = 0x18, 0x20, 0x28, 0x34
 TE, SRTP, QIE = 1 << 31, 1 << 30, 1 << 26
 F = FRCD_HIGH["F"].mask
+_NAMES = {r.offset + half: r.name + "+4" * (half > 0)
+          for r in registers(CAP.make(FRO=0x22), ECAP.make(IRO=0xF)) for half in range(0, r.size, 4)}
 
 REQUESTERS = (0x0018, 0x001D, 0x0020, 0x0500, 0x0600, 0x0040)
 """Requester ids of the `edu` devices as the unit sees them: 00:03.0, 00:03.5, 00:04.0; 05:00.0 behind a root port; 06:03.0 behind a
@@ -66,6 +69,11 @@ class Variant:
         return f"{self.aw_bits} bits{', caching mode' if self.caching_mode else ''}"
 
 
+def register_name(offset: int) -> str:
+    """The register at an offset of QEMU's page, `+4` for its upper half; the offset where there is none."""
+    return _NAMES.get(offset, f"offset {offset:#x}")
+
+
 @dataclass(frozen=True)
 class Poke:
     """Software stores a 64-bit word at a host-physical address."""
@@ -86,7 +94,7 @@ class Write:
     value: int
 
     def __str__(self) -> str:
-        return f"register {self.offset:#x} := {self.value:#x} ({self.width} bytes)"
+        return f"{register_name(self.offset)} := {self.value:#x} ({self.width} bytes)"
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,8 @@ class Ask:
         return self.length == 8 and not self.iova % 8 and self.slot is None
 
     def __str__(self) -> str:
-        what = f"device {self.device} {'writes' if self.write else 'reads'} {self.length} bytes at {self.iova:#x}"
+        who = f"device {self.device} ({format_bdf(REQUESTERS[self.device])})"
+        what = f"{who} {'writes' if self.write else 'reads'} {self.length} bytes at {self.iova:#x}"
         return what + ("" if self.sweep else ", its record stays")
 
 
@@ -179,8 +188,14 @@ class Outcome:
 
     def __str__(self) -> str:
         where = "nothing arrived" if self.where is None else str(self.where) if isinstance(self.where, Moved) else f"{self.where:#x}"
-        record = "no record" if self.low is None or self.high is None else f"record {self.low:#x} {self.high:#x}"
-        return f"{where}, {record}, FSTS {self.status:#x}"
+        return f"{where}, {self._record()}, FSTS {self.status:#x}"
+
+    def _record(self) -> str:
+        if self.low is None or self.high is None:
+            return "no record"
+        f = FRCD_HIGH.decode(self.high)
+        raw = f"({self.low:#x}, {self.high:#x})"
+        return f"fault {f['FR']:#x} of a {'read' if f['T'] else 'write'} by {format_bdf(f['SID'])} at {self.low:#x} {raw}"
 
 
 @dataclass(frozen=True)
