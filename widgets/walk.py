@@ -47,12 +47,13 @@ class WalkExplainer(View):
         super().__init__(selection, label="What becomes of a request, step by step", **values)
         self._guard = guard
         self._answers = 0
+        self._request: tuple[int, int, str, int] | None = None
         self.on_msg(self._received)
         self.selection.observe(lambda change: self._follow(change.new), "fault")
         self.show_run(run)
 
     def show_run(self, run: "Run") -> None:
-        """The faults of another run, or of this one as it is now; what was asked about is gone."""
+        """The faults of another run, or of this one as it is now; what was asked about is asked again."""
         self._run, self._ways, said = run, list[Explanation](), ""
         with self._guard():
             faults = list(run.faults)
@@ -66,10 +67,19 @@ class WalkExplainer(View):
         with self.hold_sync():
             self.walks = [_wire(w, c, f) for w, c, f in zip(self._ways, self._choices, faults, strict=False)]
             self.devices, self.asked, self.said = devices, {}, said or ("" if self.walks else NOTHING)
-        self._follow(self.selection.fault)
+            if self._request:
+                self._answer_request()
+            self._follow(self.selection.fault)
 
     def ask(self, source: int, iova: int, access: str = "read", segment: int = 0) -> None:
         """Shows what would become of a request of requester `source` at `iova`; a mistake is told in the view."""
+        self._request = source, iova, access, segment
+        self._answers += 1
+        self._answer_request()
+
+    def _answer_request(self) -> None:
+        assert self._request is not None
+        source, iova, access, segment = self._request
         try:
             with self._guard():
                 way = self._run.what_if(source, iova, access, segment)
@@ -105,11 +115,12 @@ class WalkExplainer(View):
         except HvlabError as e:
             self.said = str(e)
             return
+        self._request = None
+        self._answers += 1
         self._answer(way, self._choices[number], fault)
 
     def _answer(self, way: Explanation, choice: Choice, fault: Fault | None = None) -> None:
         self._shown = way
-        self._answers += 1
         with self.hold_sync():
             self.asked, self.said = _wire(way, choice, fault) | {"number": self._answers}, ""
 

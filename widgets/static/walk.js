@@ -147,7 +147,7 @@ function render({ model, el }) {
   const faults = make("label", {}, "Fault ", chooser);
   el.append(heading, make("div", { class: "hv-bar" }, faults, back, on), form, said, title, verdict, note, make("div", { class: "hv-both" }, list, detail));
   keepKeys(el);
-  let shown = 0, step = 0, selection = null, followed = null;
+  let shown = 0, step = 0, answer = model.get("asked").number, selection = null, followed = null;
 
   const way = () => shown === "asked" ? model.get("asked") : model.get("walks")[shown];
 
@@ -156,6 +156,8 @@ function render({ model, el }) {
       said.textContent = `'${request.address}' is no address: write it like 0x7a3e1000`;
       return;
     }
+    model.set("said", "");
+    try { model.save_changes(); } catch { /* no kernel: an exported page */ }
     said.textContent = "Asked. The answer comes from the kernel.";
     model.send({ ...request, address: hex(request.address) });
   }
@@ -260,7 +262,16 @@ function render({ model, el }) {
     onChange(model, ["walks", "label"], renew),
     onChange(model, ["said"], () => { said.textContent = model.get("said"); }),
   ];
-  const answered = () => { if (model.get("asked").steps) show("asked"); else renew(); };
+  const answered = () => {
+    const { number } = model.get("asked");
+    if (number !== undefined && number !== answer) {
+      show("asked");
+      said.textContent = `Answer: ${way().heading}`;
+    } else {
+      renew();
+    }
+    answer = number;
+  };
   model.on("change:asked", answered);
   let unfollow = () => {};
   let gone = false;
