@@ -59,6 +59,17 @@ class Engine:
         self._rest(False)
         self._rested += time.perf_counter() - since
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Work inside this `with` only looks at the machine, which stands still meanwhile; its end is a gate."""
+        with self._changed:
+            self._rest(True)
+        yield
+        with self._changed:
+            self._stand_still(lambda: bool(self._holders or self._asked))
+            if self._abandoned:
+                raise Abandoned
+
     def _rest(self, resting: bool) -> None:
         self._resting = resting
         self._changed.notify_all()

@@ -124,10 +124,6 @@ class Guest:
         return text.partition("\n")[2].removesuffix("lab> ").strip("\n")
 
 
-def _open() -> None:
-    """A gate at which nobody is held."""
-
-
 class Run:
     """What one boot came to.  Every part displays itself and has `.frame`."""
 
@@ -155,12 +151,11 @@ class Run:
         """Whether the machine still stands where this run left it."""
         return self._kept is None
 
-    def freeze(self, gate: Callable[[], None] = _open) -> None:
-        """Reads everything once more and keeps it; the machine is about to change.  `gate` is passed between two parts."""
+    def freeze(self) -> None:
+        """Reads everything once more and keeps it; the machine is about to change."""
         if self._kept is None:
             kept: dict[str, Any] = {}
             for name in _PARTS:
-                gate()
                 kept[name] = self._permissions(kept["domains"]) if name == "permissions" else getattr(self, name)
             self._kept = kept
 

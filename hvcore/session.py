@@ -98,8 +98,8 @@ class Machine:
         """Power on, core, guest, until the guest waits for input or something ends or stops it.  The run before is kept as it stood.
 
         `progress` is told each phase, `watch` each phase and None every 50 ms, both on this thread.  After `limit` seconds of wall time (60
-        if None, `math.inf` for never) the guest is given up.  Ctrl-C, or whatever these raise, stops the machine, and it can go on; one that
-        is stopped before power-on still has its last run, which is returned.
+        if None, `math.inf` for never) the guest is given up.  Ctrl-C, or whatever these raise, stops the machine, and it can go on.
+        Stopped before power-on it still has its last run, which is returned.
         Raises BadMachine where the machine cannot hold the guest at all, BadConfig for what is no Config.
         """
         config = Config() if config is None else config
@@ -168,7 +168,8 @@ class Machine:
 
     def _start_over(self, config: Config) -> Run:
         if self.run is not None:
-            self.run.freeze(self._engine.gate)
+            with self._engine.reading():
+                self.run.freeze()
             self._pc.power_on()
         self._ended = self.exits = self.core = None
         self._up = False
@@ -336,6 +337,7 @@ class Machine:
         """The core's base (host-physical), where there is a guest that can be looked at."""
         if self.state == "running":
             raise HvlabError("the machine is running: stop() it first")
+        self._must_not_be_booting()
         if self.state == "off" or self.exits is None:
             raise HvlabError("there is no guest yet: boot the machine, or resume() the boot")
         return self.exits.base
@@ -368,7 +370,12 @@ class Machine:
         self._drive(watch, limit=limit)
         return bytes(self._pc.serial[before if self._boots == number else 0:]).decode("latin-1")
 
+    def _must_not_be_booting(self) -> None:
+        if self._engine.stopped and self._phase is None:
+            raise HvlabError("the machine was stopped just before power-on: resume() it first")
+
     def _must_have_guest(self) -> None:
+        self._must_not_be_booting()
         if self.run is None or self._ended is not None or not self.run.live:
             raise HvlabError(f"there is no guest to send to: {self._ended.why if self._ended else 'boot the machine first'}")
 

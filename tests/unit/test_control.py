@@ -322,3 +322,33 @@ def test_a_step_into_a_crash_ends_the_run(exact: Machine) -> None:
     steps = exact.step(10)
     assert [s.instruction for s in steps] == ["cli", "hlt"]
     assert exact.state == "ended" and run.outcome == "guest-crash" and "HLT with interrupts off" in run.why
+
+
+def test_a_stop_while_the_last_run_is_kept(exact: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine stands still meanwhile: it is stopped at once, still has its last run, and boots when it goes on."""
+    first = exact.boot(Config(VTD_TRANS=False))
+    reads, goes_on = threading.Event(), threading.Event()
+    freeze = Run.freeze
+
+    def slowly(run: Run) -> None:
+        reads.set()
+        goes_on.wait(60)
+        freeze(run)
+
+    def stop() -> None:
+        reads.wait(60)
+        states.append(exact.stop())
+
+    states: list[str] = []
+    monkeypatch.setattr(Run, "freeze", slowly)
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    assert exact.reboot() is first
+    stopper.join()
+    assert (states, exact.state, first.outcome, first.live) == (["stopped"], "stopped", "up", True)
+    for use in (exact.step, lambda: exact.send("help\n")):
+        with pytest.raises(HvlabError, match="stopped just before power-on"):
+            use()
+    goes_on.set()
+    again = exact.resume()
+    assert (again.outcome, again.number, first.live) == ("up", 2, False)
