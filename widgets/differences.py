@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hvcore.inspect.diff import range_changes
@@ -38,7 +39,7 @@ Bar = tuple[str, list[Piece]]
 _GRANTED = {None: "", "-": "", UNTRANSLATED: "rw"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """What is compared: a name, what the first run has of it and what the second has."""
 
@@ -46,7 +47,7 @@ class Subject:
     before: Runs
     after: Runs
 
-    @property
+    @cached_property
     def differences(self) -> Runs:
         """The half-open ranges that differ; their letters are names of `KINDS`."""
         return changes_of(self.before, self.after)
