@@ -107,9 +107,9 @@ def _unmasking_sends_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EventRegisters, "control_written", lambda self: None)
 
 
-def _events_are_sent_to_address_0(patch: pytest.MonkeyPatch) -> None:
+def _events_have_no_data(patch: pytest.MonkeyPatch) -> None:
     right = EventRegisters._get
-    patch.setattr(EventRegisters, "_get", lambda self, name: 0 if name == "ADDR" else right(self, name))
+    patch.setattr(EventRegisters, "_get", lambda self, name: 0 if name == "DATA" else right(self, name))
 
 
 def _write_only_fields_can_be_read(patch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from vtd_register_scenes import (
     IRTA,
     IVA,
     MAPPED,
+    PMEN,
     SIRTP,
     both_flags,
 )
@@ -27,7 +28,7 @@ from vtd_scenes import QUEUE, Operations
 
 __all__ = ["REGISTER_CASES", "RegisterCase", "every_bit"]
 
-GSTS, IQH, PMEN, PLMBASE, PHMBASE, PHMLIMIT = 0x1C, 0x80, 0x64, 0x68, 0x70, 0x78
+GSTS, IQH, PLMBASE, PHMBASE, PHMLIMIT = 0x1C, 0x80, 0x68, 0x70, 0x78
 IM, IP, IQE, PPF, PFO = 1 << 31, 1 << 30, 1 << 4, 1 << 1, 1 << 0
 WAIT, SW, IF, FN = 5, 1 << 5, 1 << 4, 1 << 6
 ONES = (1 << 64) - 1

@@ -6,20 +6,21 @@ from collections.abc import Callable
 from vtd_scene import ABSENT, APIC, CCMD, DATA, FSTS, GCMD, PAGE, QIE, RTADDR, SRTP, TE, Ask, Look, Poke, Scene, Variant, Write
 from vtd_scenes import QUEUE, ROOT, Builder, Operations
 
-__all__ = ["DESCRIPTORS", "both_flags", "random_register_scene"]
+__all__ = ["both_flags", "random_register_scene"]
 
 FECTL, FEDATA, FEADDR, FEUADDR = 0x38, 0x3C, 0x40, 0x44
 IQT, IQA, ICS, IECTL, IEDATA, IEADDR, IEUADDR, IRTA = 0x88, 0x90, 0x9C, 0xA0, 0xA4, 0xA8, 0xAC, 0xB8
-IVA, IOTLB, FRCD = 0xF0, 0xF8, 0x220
+PMEN, IVA, IOTLB, FRCD = 0x64, 0xF0, 0xF8, 0x220
 SIRTP, CFI, IRE, WBF, EAFL, SFL = 1 << 24, 1 << 23, 1 << 25, 1 << 27, 1 << 28, 1 << 29
 DID, MAPPED = 7, 0x5000
-DESCRIPTORS = (
-    (1 | 1 << 4, 0), (1 | 2 << 4 | DID << 16, 0), (1 | 3 << 4 | DID << 16 | 0x18 << 32 | 3 << 48, 0),
-    (2 | 1 << 4, 0), (2 | 2 << 4 | DID << 16, 0), (2 | 3 << 4 | DID << 16, MAPPED | 1), (2 | 3 << 4 | DID << 16, MAPPED | 19),
-    (3 | 0x18 << 32, MAPPED), (4, 0), (4 | 1 << 4 | 1 << 27, 0), (5, 0), (5 | 1 << 4, 0), (5 | 1 << 6, 0),
-    (5 | 1 << 5 | 0x1234 << 32, DATA), (5 | 1 << 5 | 0x77 << 32, ABSENT), (5 | 1 << 5 | 1 << 6 | 0x1234 << 32, QUEUE + PAGE - 4),
-    (6 | 2 << 4, 0), (7 | 1 << 4, 0), (0, 0), (8, 0), (15, 0))
-"""Low and high words: sound ones, and some that are errors."""
+SOUND = (
+    (1 | 1 << 4, 0), (1 | 2 << 4 | DID << 16, 0), (1 | 3 << 4 | DID << 16 | 0x18 << 32 | 3 << 48, 0), (2 | 1 << 4, 0),
+    (2 | 2 << 4 | DID << 16, 0), (2 | 3 << 4 | DID << 16, MAPPED | 1), (5 | 1 << 4, 0), (5 | 1 << 4, 0), (5 | 1 << 4 | 1 << 6, 0),
+    (5 | 1 << 5 | 0x1234 << 32, DATA), (5 | 1 << 5 | 1 << 6 | 0x1234 << 32, QUEUE + PAGE - 4))
+WRONG = (
+    (1, 0), (2, 0), (2 | 3 << 4 | DID << 16, MAPPED | 19), (3 | 0x18 << 32, MAPPED), (4, 0), (4 | 1 << 4 | 1 << 27, 0), (5, 0),
+    (5 | 1 << 6, 0), (5 | 1 << 5 | 0x77 << 32, ABSENT), (6 | 2 << 4, 0), (7 | 1 << 4, 0), (0, 0), (8, 0), (15, 0))
+"""Descriptors (low and high word), and some that are errors, for one of the two machines at least."""
 _RESERVED_BITS = (4, 5, 6, 7, 8, 11, 15, 20, 27, 31, 40, 49, 50, 52, 63)
 _WITHOUT_EFFECT = (0x00, 0x04, 0x08, 0x0C, 0x10, 0x14, 0x1C, 0x30, *range(0x48, 0x80, 4), 0x80, 0x84, 0x98, 0xB0, 0xB4, 0xB8, 0xBC,
                    *range(0xC0, 0xF0, 4), *range(0x100, FRCD, 4))
@@ -54,7 +55,10 @@ class _Random:
     def scene(self, writes: int) -> Scene:
         operations: Operations = [Look()]
         if self.random.random() < .5:
-            operations += [Write(IQT, 8, 0), Write(IQA, 8, QUEUE), Write(GCMD, 4, QIE)]
+            operations += [Write(IQA, 8, QUEUE | self.random.choice((0, 0, 1, 3))), Write(GCMD, 4, QIE)]
+        if self.random.random() < .5:
+            operations += [Write(FEADDR, 4, APIC), Write(FEDATA, 4, 0x50), Write(FECTL, 4, 0),
+                           Write(IEADDR, 4, APIC), Write(IEDATA, 4, 0x60), Write(IECTL, 4, 0)]
         for _ in range(writes):
             operations += self.random.choice(self.kinds)()
             if self.random.random() < .7:
@@ -109,10 +113,10 @@ class _Random:
     def _descriptor(self) -> tuple[int, int]:
         """Mostly a sound one; none at which QEMU aborts."""
         r = self.random
-        low, high = r.choice(DESCRIPTORS[:14] if r.random() < .7 else DESCRIPTORS)
-        if r.random() < .15:
+        low, high = r.choice(SOUND if r.random() < .88 else WRONG)
+        if r.random() < .06:
             low ^= 1 << r.choice(_RESERVED_BITS)
-        elif r.random() < .1:
+        elif r.random() < .05:
             high ^= 1 << r.choice((0, 1, 5, 6, 7, 11))
         return (low ^ 1 << 4, high) if both_flags(low) else (low, high)
 
@@ -136,7 +140,8 @@ class _Random:
         return self._halves(r.choice((FRCD, FRCD + 8, FRCD + 8, FRCD + 8)), r.choice((1 << 63, r.getrandbits(64))))
 
     def _any(self) -> Operations:
-        return [Write(self.random.choice(_WITHOUT_EFFECT), 4, self.random.getrandbits(32))]
+        r = self.random
+        return [Write(r.choice((PMEN, r.choice(_WITHOUT_EFFECT), r.choice(_WITHOUT_EFFECT))), 4, r.getrandbits(32))]
 
     def _ask(self) -> Operations:
         r = self.random
