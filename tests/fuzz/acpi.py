@@ -33,8 +33,8 @@ def real_tables() -> tuple[bytes, ...]:
 
 def mutated_table(r: Random, table: bytes, others: tuple[bytes, ...]) -> bytes:
     """A table with mutations, perhaps spliced with another; in most cases its length and checksum are then put right."""
-    data = torn(r, table, r.choice(others)) if often(r, 0.15) else table
-    data = bytearray(mutated(r, data, r.choice((1, 1, 4))) if often(r, 0.95) else data)
+    whole = torn(r, table, r.choice(others)) if often(r, 0.15) else table
+    data = bytearray(mutated(r, whole, r.choice((1, 1, 4))) if often(r, 0.95) else whole)
     if len(data) >= acpi.HEADER_SIZE and often(r, 0.8):
         data[4:8] = (len(data) if often(r, 0.9) else number(r, 32)).to_bytes(4, "little")
     length = int.from_bytes(data[4:8], "little")
@@ -127,13 +127,11 @@ def read_as_core(seed: int) -> str:
     memory.write(at, data)
     console = Console(Bus(memory))
     functions = [Function(f.source, f.model == "bridge", f.secondary, f.subordinate) for f in _FUNCTIONS]
-    units = []
-    for read in (lambda: core.parse_dmar_bios_report(memory, at, console), lambda: core.parse_by_the_book(memory, at, functions, console)):
-        try:
-            units.append(len(read()))
-        except Unreadable:
-            units.append(-1)
-    return {-1: "leads out of memory", 0: "no unit"}.get(max(units), "units")
+    try:
+        units = [core.parse_dmar_bios_report(memory, at, console), core.parse_by_the_book(memory, at, functions, console)]
+    except Unreadable:
+        return "leads out of memory"
+    return "units" if any(units) else "no unit"
 
 
 TARGETS: dict[str, Callable[[int], str]] = {

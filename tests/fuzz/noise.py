@@ -50,7 +50,8 @@ class Noise:
     def __init__(self, r: Random, pages: int = 12):
         self.r, self.memory = r, Memory(r.choice(_SEVERAL))
         self.pages = tuple(PAGE * (_AWAY + i) for i in range(pages))
-        self.root, self.sources, self.widths = self.pages[0], _SOURCES, (1, 1, 2)
+        self.root, self.sources = self.pages[0], _SOURCES
+        self.widths: tuple[int, ...] = (1, 1, 2)
         self.lay()
 
     def lay(self) -> None:

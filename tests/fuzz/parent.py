@@ -109,7 +109,8 @@ class Campaign:
     def _died(self, name: str, running: int | None, code: int, errors: str) -> None:
         """A child that ended otherwise than it should: by the watch on the time, by a signal, or before its first case."""
         by = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        kind = f"longer than {TARGETS[name].limit} s" if "Timeout (" in errors else f"the process died: {by}"
+        kind = (f"more than {TARGETS[name].limit} s of processor time" if code == -signal.SIGPROF else
+                "waits and does not come back" if "Timeout (" in errors else f"the process died: {by}")
         tally = self.tallies[name]
         tally.broken = running is None
         if running is not None:

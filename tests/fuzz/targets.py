@@ -12,8 +12,9 @@ __all__ = ["TARGETS", "Target"]
 class Target:
     """`run` is given a seed and says what happened.
 
-    `limit` is the most seconds that a case may take, `space` the most MiB of address space (RLIMIT_AS, which counts a machine's sparse RAM
-    whole), `resident` the most MiB of real memory.  `share` is how much of the time it gets, `smoke` how many cases the tests run.
+    `limit` is the most seconds of processor time that a case may take, `space` the most MiB of address space (RLIMIT_AS, which counts a
+    machine's sparse RAM whole), `resident` the most MiB of real memory.  `share` is how much of the time it gets, `smoke` how many cases
+    the tests run.
     """
 
     run: Callable[[int], str]
@@ -21,7 +22,7 @@ class Target:
     space: int = 12 << 10
     resident: int = 4 << 10
     share: float = 1.0
-    smoke: int = 40
+    smoke: int = 24
 
 
 _SHARES = {"unit": 5.0, "arrays": 2.0, "live": 3.0, "dmar": 2.0, "log": 2.0, "folder": 2.0, "lists": 2.0, "toml": 2.0, "options": 0.3,
@@ -31,5 +32,5 @@ _SHARES = {"unit": 5.0, "arrays": 2.0, "live": 3.0, "dmar": 2.0, "log": 2.0, "fo
 TARGETS: dict[str, Target] = {
     **{name: Target(run, share=_SHARES.get(name, 1.0)) for module in (acpi, sources, inspect, requests, unit, devices)
        for name, run in module.TARGETS.items()},
-    **{name: Target(run, limit=60, space=3 << 20, share=_SHARES[name], smoke=8) for name, run in whole.TARGETS.items()},
+    **{name: Target(run, limit=60, space=3 << 20, share=_SHARES[name], smoke=4) for name, run in whole.TARGETS.items()},
 }
