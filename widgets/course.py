@@ -19,7 +19,7 @@ import traitlets
 
 from hvcore.errors import HvlabError, quoted
 
-from .exercises import EXERCISES, NOT_ANSWERED, RIGHT, examine
+from .exercises import NOT_ANSWERED, RIGHT, examine
 from .hints import LANGUAGES, more, said
 from .view import module, style
 
@@ -172,10 +172,6 @@ class Course:
         counts = ((solved, len(self._solved), "solved"), (right, len(self._predictions), "predicted"))
         lines = [f"{n} / {of} {_word(what, self.lang)}" for n, of, what in counts]
         return Card("✓" if done else "…", _GREEN if done else _GREY, lines[0], (lines[1],))
-
-    def names(self) -> tuple[str, ...]:
-        """The exercises there are."""
-        return tuple(EXERCISES)
 
 
 def _known(lang: str) -> str:

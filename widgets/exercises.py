@@ -11,7 +11,7 @@ from typing import Any
 from hvcore import Config, Machine
 from hvcore.errors import HvlabError
 from hvcore.machine.vtd.unit import RemappingUnit
-from hvcore.machine.vtd.walk import Walk
+from hvcore.machine.vtd.walk import Step, Walk
 from hvcore.run import Run
 from hvcore.spec import dmar
 from hvcore.spec.e820 import E820Entry
@@ -220,7 +220,9 @@ def _mended(answer: Any) -> Finding:
         return _found("no machine", error=e)
     with machine:
         run = machine.boot()
-        return _found(RIGHT) if run.outcome == "up" else _found("not up", outcome=run.outcome, why=run.why)
+        if run.outcome != "up":
+            return _found("not up", outcome=run.outcome, why=run.why)
+        return _found(RIGHT if all(unit.translating for unit in run.units) else "not used")
 
 
 # --- 4: a walk by hand
@@ -278,39 +280,48 @@ def _walking(answer: Any) -> Finding:
     for name, config in (("q35-6g", Config()), ("q35-6g", Config(IOMMU_MAP_END="ram", IOMMU_SUPERPAGES=True)),
                          ("server-64g", Config(IOMMU_MAP_END="ram", IOMMU_SUPERPAGES=True))):
         with _booted(name, config) as (m, run):
-            finding = _walks_right(answer, m, _cases(m, run))
+            disk = next(f.source for f in run.functions if f.kind == "NVMe")
+            unit = _unit(m, disk)
+            assert unit is not None
+            finding = _walks_right(answer, m, unit, _cases(m, unit, disk))
         if finding.key != RIGHT:
             return finding
     return _found(RIGHT)
 
 
-def _cases(m: Machine, run: Run) -> list[tuple[str, int, int]]:
+_NO_BUS = 0xFE00
+
+
+def _cases(m: Machine, unit: RemappingUnit, disk: int) -> list[tuple[str, int, int]]:
     """(what is special, requester, IOVA); where an answer could be guessed, the tables are changed so that it cannot."""
-    disk = next(f.source for f in run.functions if f.kind == "NVMe")
-    base = _vmm(run).start
+    base, end = _vmm(m.run).start, m.description.ram_runs[-1][1]  # type: ignore[arg-type]
     moved, no_read, upper, big = 0x0234_5678, 0x0345_6000, 0x5000_0008, 5 * GIB + 0x12_3456
-    _change(m, disk, moved, lambda entry: entry + 0x77_7000)
-    _change(m, disk, no_read, lambda entry: entry & ~R)
-    _change(m, disk, upper, lambda entry: entry & ~R, up=1)
-    _change(m, disk, big, lambda entry: entry + 2 * MIB if entry & SP else entry)
-    last = m.description.ram_runs[-1][1]
-    absent = next(s for s in range(8, 256, 8) if s not in {f.source for f in run.functions})
-    return [("address", disk, moved), ("hole", disk, base + 0x1234), ("beyond", disk, last + GIB), ("read bit", disk, no_read),
-            ("upper bit", disk, upper), ("superpage", disk, big), ("no context", absent, 0x1000), ("bus", 0xFE00, 0x1000)]
+    _change(m, unit.walk(disk, moved).steps[-1], lambda entry: entry + 0x77_7000)
+    _change(m, unit.walk(disk, no_read).steps[-1], lambda entry: entry & ~R)
+    _change(m, unit.walk(disk, upper).steps[-2], lambda entry: entry & ~R)
+    _change(m, unit.walk(disk, big).steps[-1], lambda entry: entry + 2 * MIB if entry & SP else entry)
+    absent = _leave_behind(m, unit.walk(disk, moved))
+    return [("address", disk, moved), ("hole", disk, base + 0x1234), ("beyond", disk, end + GIB), ("read bit", disk, no_read),
+            ("upper bit", disk, upper), ("superpage", disk, big), ("no context", absent, moved), ("bus", _NO_BUS, moved)]
 
 
-def _change(m: Machine, source: int, iova: int, change: Callable[[int], int], up: int = 0) -> None:
-    """Changes the entry of an IOVA's walk that lies `up` steps above the last."""
-    unit = _unit(m, source)
-    assert unit is not None
-    step = unit.walk(source, iova).steps[-1 - up]
+def _change(m: Machine, step: Step, change: Callable[[int], int]) -> None:
     if step.entry:
         m.pc.memory.write64(step.address, change(step.entry))
 
 
-def _walks_right(walk: Walking, m: Machine, cases: Iterable[tuple[str, int, int]]) -> Finding:
+def _leave_behind(m: Machine, walk: Walk) -> int:
+    """A root and a context entry like those of `walk` but not present, in places that are free; the requester id of the latter."""
+    root, context = walk.steps[:2]
+    free = next(devfn for devfn in range(0xFF, 0, -1) if not m.pc.memory.read64(context.table + 16 * devfn))
+    for step, index in ((root, _NO_BUS >> 8), (context, free)):
+        m.pc.memory.write64(step.table + 16 * index, (step.entry or 0) & ~1)
+        m.pc.memory.write64(step.table + 16 * index + 8, step.high or 0)
+    return walk.source & 0xFF00 | free
+
+
+def _walks_right(walk: Walking, m: Machine, unit: RemappingUnit, cases: Iterable[tuple[str, int, int]]) -> Finding:
     for key, source, iova in cases:
-        unit = _unit(m, source) or m.pc.units[0]
         true = unit.walk(source, iova)
         expected = None if true.read else true.address
         try:
