@@ -13,13 +13,14 @@ PROGRAMS := gcc:gcc ld:binutils qemu-system-x86_64:qemu-system-x86 iasl:acpica-t
 APT_GET  := DEBIAN_FRONTEND=noninteractive apt-get -q -y
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup tools lab test lint images bench fuzz report lock clean distclean
+.PHONY: help setup tools lab test lint images bench fuzz report notebooks lock clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make lab      JupyterLab on the workbench notebook'
 	@echo 'make test     ruff, mypy and every test'
 	@echo 'make report   the workbench notebook, executed without a screen, as build/report.html'
+	@echo 'make notebooks  the course in English and Japanese from notebooks/source, executed'
 	@echo 'make bench    speed beside plain C and beside `import pandas`'
 	@echo 'make fuzz     parsers, readers and devices under random input; `make fuzz MINUTES=60` for an hour'
 	@echo 'make images   builds the lab guest with gcc'
@@ -79,6 +80,9 @@ report: $(STAMP)
 		--ExecutePreprocessor.store_widget_state=False --HTMLExporter.require_js_url= --HTMLExporter.mathjax_url= \
 		--HTMLExporter.mermaid_js_url= --HTMLExporter.jquery_url=
 	@echo build/report.html
+
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/build.py
 
 lock:
 	$(BIN)/python -m pip install --quiet uv
