@@ -2,42 +2,57 @@
 
 const PAGE_ROWS = 100;
 
-// What the filter's words ask of a row.  `column: words` looks in one column; `0x1000-0x2000` asks for a number in that half-open range.
+// The number of the column whose name, or a word of it, begins with `name`; the first of several, -1 for none.
+function columnNamed(name, columns) {
+  const wanted = name.toLowerCase(), names = columns.map((c) => c.name.toLowerCase());
+  const tries = [(n) => n === wanted, (n) => n.startsWith(wanted), (n) => n.split(" ").some((word) => word.startsWith(wanted))];
+  return tries.map((fit) => names.findIndex(fit)).find((i) => i >= 0) ?? -1;
+}
+
+// What the filter's words ask of a row: each of them, somewhere.  `column: words` looks in one column, up to a semicolon or the next
+// column; `0x1000-0x2000` asks for a number in that half-open range.
 function asked(text, columns) {
-  return text.trim().split(/\s+(?=\S+:)|\s*;\s*/).filter(Boolean).map((part) => {
-    const named = part.match(/^([^:]+):\s*(.*)$/);
-    const index = named ? columns.findIndex((c) => c.name.toLowerCase().startsWith(named[1].trim().toLowerCase())) : -1;
-    const words = (index >= 0 ? named[2] : part).toLowerCase();
-    const range = words.match(/^(0x[0-9a-f]+|\d+)\s*-\s*(0x[0-9a-f]+|\d+)$/);
-    return { index, words, range: range ? [Number(range[1]), Number(range[2])] : null };
-  });
+  const asks = [], all = columns.map((_, i) => i);
+  let where = all;
+  for (const token of text.replace(/\s+-\s+/g, "-").match(/;|[^\s;]+/g) ?? []) {
+    const [, name, rest] = token.match(/^([^:]+):(.*)$/) ?? [];
+    const column = name === undefined ? -1 : columnNamed(name, columns);
+    if (token === ";" || column >= 0) where = token === ";" ? all : [column];
+    const words = token === ";" ? "" : column >= 0 ? rest : token;
+    if (words) asks.push(ask(words, where));
+  }
+  return asks;
 }
 
-function fits(ask, row, cells, keys) {
-  const columns = ask.index >= 0 ? [ask.index] : cells.map((_, i) => i);
-  return columns.some((i) => {
-    const key = keys[i][row];
-    if (ask.range && typeof key === "number" && ask.range[0] <= key && key < ask.range[1]) return true;
-    return cells[i][row].toLowerCase().includes(ask.words);
-  });
+function ask(words, columns) {
+  const [, from, to] = words.match(/^(0x[0-9a-f]+|\d+)-(0x[0-9a-f]+|\d+)$/i) ?? [];
+  return { columns, pattern: new RegExp(words.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "i"), range: from ? [Number(from), Number(to)] : null };
 }
 
-function compareBy(keys, cells, down) {
-  const known = keys.length ? keys : cells;
-  const turn = down ? -1 : 1;
-  return (a, b) => {
-    const x = known[a], y = known[b];
-    if (x === null || x === undefined || x === "") return y === null || y === undefined || y === "" ? a - b : 1;
-    if (y === null || y === undefined || y === "") return -1;
-    return (x < y ? -turn : x > y ? turn : 0) || a - b;
-  };
+function fits({ columns, pattern, range }, row, cells, keys) {
+  for (const i of columns) {
+    const key = range ? keys[i][row] : null;
+    if (typeof key === "number" ? range[0] <= key && key < range[1] : pattern.test(cells[i][row])) return true;
+  }
+  return false;
 }
 
+// The numbers of the rows in a column's ascending order, then those of the rows without a value.
+function ascending(keys, cells) {
+  const known = keys.length ? keys : cells, full = [], empty = [];
+  known.forEach((key, row) => (key === null || key === "" ? empty : full).push(row));
+  const words = [...new Set(full.map((row) => known[row]).filter((key) => typeof key === "string"))].sort();
+  const rank = new Map(words.map((word, i) => [word, i]));
+  const value = Float64Array.from(known, (key) => typeof key === "string" ? rank.get(key) ?? 0 : key ?? 0);
+  return { full: Uint32Array.from(full).sort((a, b) => value[a] - value[b] || a - b), empty };
+}
+
+// Addresses of choices and of the selection are hex without leading zeros: alike when they are the same.
 function same(choice, chosen) {
   if (!choice) return false;
   if (choice.fault !== undefined && chosen.fault !== null) return choice.fault === chosen.fault;
   if (choice.address !== undefined && chosen.address !== null) {
-    return BigInt(choice.address) === BigInt(chosen.address) && (choice.device === undefined || chosen.device === null || choice.device === chosen.device);
+    return choice.address === chosen.address && (choice.device === undefined || chosen.device === null || choice.device === chosen.device);
   }
   return choice.device !== undefined && choice.device === chosen.device;
 }
@@ -56,18 +71,26 @@ function render({ model, el }) {
   el.append(heading, make("div", { class: "hv-bar" }, filter, copy, back, on, said), frame, note);
   keepKeys(el);
   let order = [], first = 0, sorted = null, selection = null, shownFor = "";
+  const orders = new Map();
 
   const data = () => ({ columns: model.get("columns"), cells: model.get("cells"), keys: model.get("sort_keys"), choices: model.get("choices") });
   const chosen = () => selection ? selection.now() : CHOSEN;
 
   function arrange() {
     const { columns, cells, keys } = data();
-    const count = cells.length ? cells[0].length : 0;
     const asks = asked(filter.value, columns);
-    order = Array.from({ length: count }, (_, i) => i);
-    if (asks.length) order = order.filter((row) => asks.every((ask) => fits(ask, row, cells, keys)));
-    if (sorted && sorted.column < columns.length) order.sort(compareBy(keys[sorted.column], cells[sorted.column], sorted.down));
+    const rows = sorted && sorted.column < columns.length ? sortedRows(keys, cells) : (cells[0] ?? []).keys();
+    order = [];
+    for (const row of rows) if (asks.every((ask) => fits(ask, row, cells, keys))) order.push(row);
     first = Math.min(first, Math.max(0, Math.floor((order.length - 1) / PAGE_ROWS) * PAGE_ROWS));
+  }
+
+  // Each column is sorted once; rows without a value stay last.
+  function sortedRows(keys, cells) {
+    const { column, down } = sorted;
+    if (!orders.has(column)) orders.set(column, ascending(keys[column], cells[column]));
+    const { full, empty } = orders.get(column);
+    return [...(down ? full.toReversed() : full), ...empty];
   }
 
   function headings() {
@@ -104,7 +127,25 @@ function render({ model, el }) {
     back.hidden = on.hidden = order.length <= PAGE_ROWS;
     back.disabled = first === 0;
     on.disabled = first + PAGE_ROWS >= order.length;
-    if (focused) table.rows[focused.row]?.cells[focused.cell]?.querySelector("button")?.focus();
+    rove(table.querySelector(".hv-chosen .hv-choose") ?? rowButtons()[0]);
+    if (focused) (table.rows[focused.row]?.cells[focused.cell]?.querySelector("button") ?? frame).focus();
+  }
+
+  const rowButtons = () => [...table.querySelectorAll("button.hv-choose")];
+
+  // One row's button is in the order of Tab, the arrow keys go to the others.
+  function rove(button) {
+    for (const other of rowButtons()) other.tabIndex = other === button ? 0 : -1;
+  }
+
+  function moveTo(event) {
+    const buttons = rowButtons(), at = buttons.indexOf(event.target);
+    const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
+    if (at < 0 || to === undefined) return;
+    event.preventDefault();
+    const button = buttons[Math.max(0, Math.min(buttons.length - 1, to))];
+    rove(button);
+    button.focus();
   }
 
   function focusPlace() {
@@ -138,20 +179,22 @@ function render({ model, el }) {
   function follow(now) {
     const { choices } = data();
     const key = JSON.stringify(now);
-    if (key !== shownFor && !el.contains(document.activeElement)) {
+    const elsewhere = key !== shownFor && !table.contains(document.activeElement);
+    if (elsewhere) {
       const at = order.findIndex((row) => same(choices[row], now));
       if (at >= 0) first = Math.floor(at / PAGE_ROWS) * PAGE_ROWS;
     }
     shownFor = key;
     draw();
     const line = table.querySelector(".hv-chosen");
-    if (line) frame.scrollTop = Math.max(0, line.offsetTop - frame.clientHeight / 2);
+    if (line && elsewhere) frame.scrollTop = Math.max(0, line.offsetTop - frame.clientHeight / 2);
   }
 
   function renew() {
     heading.textContent = model.get("label");
     note.textContent = model.get("note");
     frame.setAttribute("aria-label", model.get("label"));
+    orders.clear();
     arrange();
     draw();
   }
@@ -162,6 +205,7 @@ function render({ model, el }) {
   back.addEventListener("click", () => turn(-1));
   on.addEventListener("click", () => turn(1));
   copy.addEventListener("click", copyRows);
+  table.addEventListener("keydown", moveTo);
 
   const off = onChange(model, ["columns", "cells", "sort_keys", "choices", "label", "note"], renew);
   let unfollow = () => {};
