@@ -149,7 +149,11 @@ function render({ model, el }) {
   keepKeys(el);
   let shown = 0, step = 0, answer = model.get("asked").number, selection = null, followed = null;
 
-  const way = () => shown === "asked" ? model.get("asked") : model.get("walks")[shown];
+  // What is shown; undefined where there is no fault and nothing was asked.
+  const way = () => {
+    const now = shown === "asked" ? model.get("asked") : model.get("walks")[shown];
+    return now?.steps ? now : undefined;
+  };
 
   function ask(request) {
     if (!isAddress(request.address)) {
