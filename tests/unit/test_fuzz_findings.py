@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hvcore import Config
 from hvcore.errors import BadConfig, BadMachine, Unreadable, quoted
@@ -15,6 +17,7 @@ from hvcore.machine.bus import Bus
 from hvcore.machine.description import UnitDescription
 from hvcore.machine.memory import Memory
 from hvcore.machine.vtd import RemappingUnit
+from hvcore.machine.vtd.interrupts import InterruptEntry, InterruptEntryCache
 from hvcore.sources import load
 from hvcore.sources.kernel_log import parse_log
 from hvcore.sources.lspci import parse_qemu_pci
@@ -118,6 +121,37 @@ def test_contexts_of_64_bit_addresses(tt: int, remark: str | None) -> None:
     domain, = read_domains(memory, [unit], 39)
     assert CONTEXT_HIGH.get(domain.did << 8, "DID") == 7 and domain.levels == 6
     assert (domain.remark or "").startswith(remark or "") and [r.end for r in domain.runs] == ([] if remark else [1 << 63])
+
+
+def test_a_queue_of_interrupt_entry_invalidations_ends() -> None:
+    """It took minutes: each descriptor went through all entries of the cache."""
+    memory = Memory([(0, 4 << 20)])
+    unit = RemappingUnit(UnitDescription(0xFED90000, 0xD2008C22260206, 0xF00F4A), memory, 39)
+    cache = unit._interrupts.cache
+    for index in range(1 << 16):
+        cache.insert(InterruptEntry(index, 1, 0))
+    kept = {index for index in range(1 << 16) if index >> 15 and index % 2}
+    for i in range(1 << 15):
+        low = 15 << 27 | 0x14 if i % 2 else (0x8000 | i) << 32 | 0x14
+        memory.write64(0x10_0000 + 16 * i, low)
+    unit.mmio_write(0x90, 8, 0x10_0000 | 7)
+    unit.mmio_write(0x18, 4, 1 << 26)
+    unit.mmio_write(0x88, 8, 0x7_FFF0)
+    assert (unit.peek(0x80, 8), unit.peek(0x34, 4)) == (0x7_FFF0, 0)
+    assert set(cache.entries) == kept
+
+
+@given(st.lists(st.one_of(st.integers(0, 40), st.tuples(st.integers(0, 70), st.integers(0, 7))), max_size=60))
+def test_the_interrupt_entry_cache_forgets_what_it_is_told_to(steps: list[int | tuple[int, int]]) -> None:
+    cache, plain = InterruptEntryCache(), dict[int, InterruptEntry]()
+    for step in steps:
+        if isinstance(step, int):
+            plain[step] = InterruptEntry(step, 1, 0)
+            cache.insert(plain[step])
+        else:
+            cache.invalidate_indices(*step)
+            plain = {i: e for i, e in plain.items() if i >> step[1] != step[0] >> step[1]}
+        assert cache.entries == plain
 
 
 def test_an_e820_entry_beyond_64_bits_is_compared() -> None:

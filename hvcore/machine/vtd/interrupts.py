@@ -52,14 +52,20 @@ class InterruptEntry:
 
 
 class InterruptEntryCache:
-    """Table entries by index, stale until they are invalidated (section 6.2.5); the largest table has 65,536."""
+    """Table entries by index, stale until they are invalidated (section 6.2.5); the largest table has 65,536.
+
+    `_empty` are the blocks (bits of their size, number) invalidated since an entry came in: a long queue that says the same over and over
+    is done with fast.
+    """
 
     def __init__(self) -> None:
         self.entries: dict[int, InterruptEntry] = {}
+        self._empty: set[tuple[int, int]] = set()
 
     def insert(self, entry: InterruptEntry) -> None:
         """Remembers an entry."""
         self.entries[entry.index] = entry
+        self._empty.clear()
 
     def invalidate_all(self) -> None:
         """Global invalidation."""
@@ -67,7 +73,15 @@ class InterruptEntryCache:
 
     def invalidate_indices(self, index: int, im: int) -> None:
         """Forgets the 2**`im` entries around `index`, aligned to their number."""
-        self.entries = {i: e for i, e in self.entries.items() if i >> im != index >> im}
+        block = im, index >> im
+        if block in self._empty:
+            return
+        self._empty.add(block)
+        if 1 << im < len(self.entries):
+            for i in range(block[1] << im, block[1] + 1 << im):
+                self.entries.pop(i, None)
+        else:
+            self.entries = {i: e for i, e in self.entries.items() if i >> im != block[1]}
 
 
 class InterruptRemapper:
