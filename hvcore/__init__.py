@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .session import Machine as Machine
     from .vmm.config import Config as Config
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 __all__ = ["Config", "Machine", "Run", "__version__"]
 
 _HOMES = {"Machine": "session", "Run": "run", "Config": "vmm.config"}

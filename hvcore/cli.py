@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import __version__
 from .errors import BadMachine, HvlabError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
     except HvlabError as e:
         print("hvlab:", " ".join(str(e).splitlines()), file=sys.stderr)
         return 2
@@ -31,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         sys.stderr.close()
+    except OSError as e:
+        print(f"hvlab: the output cannot be written: {e.strerror or e}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would try once more when it ends
+        return 2
     return 0
 
 
@@ -46,6 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="hvlab", description=_ABOUT)
+    parser.add_argument("--version", action="version", version=f"hvlab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +187,17 @@ def test_a_wrong_call_is_status_2_and_one_line(capsys, words):
         status = stop.code
     out, err = capsys.readouterr()
     assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "hvcore.cli", "machines", "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "hvlab: the output cannot be written: No space left on device\n")
+
+
+def test_the_version_is_the_packages():
+    with open(Path(__file__).parents[2] / "pyproject.toml", "rb") as file:
+        packaged = tomllib.load(file)["project"]["version"]
+    done = subprocess.run([sys.executable, "-m", "hvcore.cli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"hvlab {packaged}\n"
