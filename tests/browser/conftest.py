@@ -29,7 +29,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, lab: Lab) -> Iterator[Page]:
-    """A page that may ask only this machine; an error in its scripts fails the test."""
+    """A page that may ask only this machine; an error in its scripts or on its console fails the test."""
     context = browser.new_context(viewport={"width": 1400, "height": 1100}, reduced_motion="reduce")
     context.set_default_timeout(60_000)
     page = context.new_page()
@@ -37,6 +37,7 @@ def page(browser: Browser, lab: Lab) -> Iterator[Page]:
     broken: list[str] = []
     page.on("request", lambda r: outside.append(r.url) if r.url.startswith("http") and not r.url.startswith(lab.origin) else None)
     page.on("pageerror", lambda error: broken.append(str(error)))
+    page.on("console", lambda message: broken.append(message.text) if message.type == "error" else None)
     yield page
     context.close()
     lab.stop_kernels()
