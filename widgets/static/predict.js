@@ -1,10 +1,10 @@
 // A question with radio buttons.  What is chosen is the kernel's to keep; where no kernel is left the choice stays in the page.
 
-let questions = 0;
+// Radio buttons of one name are one question, and each widget loads this module anew: nothing but chance keeps the names apart.
+const newName = () => `hvlab-predict-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
 
 function render({ model, el }) {
-  questions += 1;
-  const name = `hvlab-predict-${questions}`;
+  const name = newName();
   const legend = make("legend");
   const list = make("div");
   const said = make("div", { class: "hv-said hv-quiet", role: "status", "aria-live": "polite" });
