@@ -68,7 +68,7 @@ class Table(View):
             self.sort_keys = [_keys(c, column) for c, column in zip(records.columns, values, strict=True)]
             self.choices = chosen if any(chosen) else []
             self.label = f"{records.title}: {len(records):,}" if len(records) else f"{records.title}: none"
-            self.note = " ".join(filter(None, (records.kind.legend, records.note, more)))
+            self.note = " ".join(filter(None, (records.kind.legend and f"{records.kind.legend}.", records.note, more)))
 
     @property
     def figure(self) -> Figure:

@@ -40,7 +40,7 @@ def test_cells_are_words_and_keys_are_numbers():
     assert table.columns == [{"name": "name", "right": False}, {"name": "at byte", "right": True}, {"name": "flag", "right": False}]
     assert table.cells == [["b", "<i>", "a"], ["0x10", "", "0x2"], ["False", "True", "False"]]
     assert table.sort_keys == [[], [16.0, None, 2.0], [0.0, 1.0, 0.0]]
-    assert (table.label, table.note, table.choices) == ("Rows: 3", "at: host-physical Three.", [])
+    assert (table.label, table.note, table.choices) == ("Rows: 3", "at: host-physical. Three.", [])
 
 
 @given(st.lists(st.integers(0, (1 << 64) - 1) | st.none(), max_size=30))

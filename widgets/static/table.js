@@ -122,7 +122,7 @@ function render({ model, el }) {
     const rows = order.slice(first, first + PAGE_ROWS);
     table.replaceChildren(make("thead", {}, headings()), make("tbody", {}, ...rows.map(rowOf)));
     const total = model.get("cells")[0]?.length ?? 0;
-    const which = order.length > PAGE_ROWS ? `rows ${first + 1}-${first + rows.length} of ${order.length}` : `${order.length} rows`;
+    const which = order.length > PAGE_ROWS ? `rows ${first + 1}-${first + rows.length} of ${order.length}` : `${order.length} ${order.length === 1 ? "row" : "rows"}`;
     said.textContent = which + (order.length < total ? `, filtered out of ${total}` : "");
     back.hidden = on.hidden = order.length <= PAGE_ROWS;
     back.disabled = first === 0;
