@@ -60,6 +60,17 @@ async function sharedSelection(model) {
   };
 }
 
+// Gives `ready` the shared selection once it is there and calls `follow`, if given, at each change; returns what undoes it.
+function withSelection(model, ready, follow = null) {
+  let gone = false, unfollow = () => {};
+  sharedSelection(model).then((shared) => {
+    if (gone) return;
+    ready(shared);
+    if (follow) unfollow = shared.follow(follow);
+  });
+  return () => { gone = true; unfollow(); };
+}
+
 // Calls `draw` when any of the named traits changes, and once now; returns what undoes it.
 function onChange(model, names, draw) {
   const events = names.map((name) => `change:${name}`).join(" ");

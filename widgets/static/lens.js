@@ -39,9 +39,8 @@ function render({ model, el }) {
 
   form.addEventListener("submit", look);
   const off = onChange(model, ["facts", "said", "address", "label"], draw);
-  let gone = false;
-  sharedSelection(model).then((shared) => { if (!gone) selection = shared; });
-  return () => { gone = true; off(); };
+  const leave = withSelection(model, (shared) => { selection = shared; });
+  return () => { off(); leave(); };
 }
 
 export default { render };

@@ -322,15 +322,9 @@ function render({ model, el }) {
   const themed = new MutationObserver(() => { surface.theme(); soon(); });
   themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });
 
-  let unfollow = () => {}, gone = false;
-  sharedSelection(model).then((shared) => {
-    if (gone) return;
-    selection = shared;
-    unfollow = shared.follow((chosen) => follow(chosen));
-  });
+  const leave = withSelection(model, (shared) => { selection = shared; }, (chosen) => follow(chosen));
   return () => {
-    gone = true;
-    [offContent, offLayout, offLane, unfollow].forEach((undo) => undo());
+    [offContent, offLayout, offLane, leave].forEach((undo) => undo());
     resized.disconnect();
     themed.disconnect();
     cancelAnimationFrame(frame);

@@ -118,14 +118,8 @@ function render({ model, el }) {
   });
 
   const off = onChange(model, ["pictures", "shown", "label", "table"], draw);
-  let unfollow = () => {};
-  let gone = false;
-  sharedSelection(model).then((shared) => {
-    if (gone) return;
-    selection = shared;
-    unfollow = shared.follow(follow);
-  });
-  return () => { gone = true; off(); unfollow(); };
+  const leave = withSelection(model, (shared) => { selection = shared; }, follow);
+  return () => { off(); leave(); };
 }
 
 export default { render };

@@ -208,14 +208,8 @@ function render({ model, el }) {
   table.addEventListener("keydown", moveTo);
 
   const off = onChange(model, ["columns", "cells", "sort_keys", "choices", "label", "note"], renew);
-  let unfollow = () => {};
-  let gone = false;
-  sharedSelection(model).then((shared) => {
-    if (gone) return;
-    selection = shared;
-    unfollow = shared.follow(follow);
-  });
-  return () => { gone = true; off(); unfollow(); };
+  const leave = withSelection(model, (shared) => { selection = shared; }, follow);
+  return () => { off(); leave(); };
 }
 
 export default { render };

@@ -277,14 +277,8 @@ function render({ model, el }) {
     answer = number;
   };
   model.on("change:asked", answered);
-  let unfollow = () => {};
-  let gone = false;
-  sharedSelection(model).then((shared) => {
-    if (gone) return;
-    selection = shared;
-    unfollow = shared.follow(follow);
-  });
-  return () => { gone = true; offs.forEach((off) => off()); model.off("change:asked", answered); unfollow(); };
+  const leave = withSelection(model, (shared) => { selection = shared; }, follow);
+  return () => { offs.forEach((off) => off()); model.off("change:asked", answered); leave(); };
 }
 
 export default { render };
