@@ -9,8 +9,8 @@ from .bits import Access, Field, Layout, Register, bit, mask
 
 __all__ = [
     "ADDRESS", "AFLOG", "CAP", "CCMD", "CONDITION", "CONTEXT_HIGH", "CONTEXT_LOW", "CONTEXT_RESERVED", "ECAP", "ENTRY_BITS", "FECTL",
-    "FPD_SILENCES", "FRCD_HIGH", "FRCD_LOW", "FSTS", "FUNCTION_MASK", "GCMD", "GSTS", "ICS", "INTERRUPT_RANGE", "IOTLB", "IQA", "IRTA",
-    "IVA", "LINUX_TEXT", "PAGE_SIZE_NAMES", "PMEN", "PROTECTED", "QUEUE_CONTEXT", "QUEUE_IOTLB", "QUEUE_POINTER", "QUEUE_RESERVED",
+    "FPD_SILENCES", "FRCD_HIGH", "FRCD_LOW", "FSTS", "FUNCTION_MASK", "GCMD", "GSTS", "ICS", "INTERRUPT_RANGE", "IOTLB", "IQA", "IQERCD",
+    "IRTA", "IVA", "LINUX_TEXT", "PAGE_SIZE_NAMES", "PMEN", "PROTECTED", "QUEUE_CONTEXT", "QUEUE_IOTLB", "QUEUE_POINTER", "QUEUE_RESERVED",
     "QUEUE_WAIT", "R", "ROOT_ENTRY", "ROOT_RESERVED", "RTADDR", "SECOND_LEVEL", "SNP", "SP", "TM", "VER", "W", "FaultReason",
     "TranslationType", "aw_bits", "aw_levels", "context_entry", "entry_reserved", "frcd_count", "frcd_offset", "in_interrupt_range",
     "input_bits", "iotlb_offset", "leaf_levels", "level_index", "level_shift", "mgaw", "ndoms", "registers", "root_entry",
@@ -71,6 +71,7 @@ AFLOG = _layout("AFLOG", ("FLA", 63, 12), ("FLS", 11, 9))
 PMEN = _layout("PMEN", ("EPM", 31, 31, "protect"), ("PRS", 0, 0, "regions are protected"))
 QUEUE_POINTER = _layout("QUEUE_POINTER", ("Q", 18, 4, "slot of 16 bytes"))
 IQA = _layout("IQA", ("IQA", 63, 12), ("DW", 11, 11, "256-bit descriptors"), ("QS", 2, 0, "2^(QS + 8) slots"))
+IQERCD = _layout("IQERCD", ("ICESID", 63, 48), ("ITESID", 47, 32), ("IQEI", 3, 0))
 ICS = _layout("ICS", ("IWC", 0, 0, "a wait descriptor with IF completed"))
 IRTA = _layout("IRTA", ("IRTA", 63, 12), ("EIME", 11, 11), ("S", 3, 0, "2^(S + 1) entries"))
 
@@ -81,10 +82,11 @@ QUEUE_WAIT = _layout("QUEUE_WAIT", ("DATA", 63, 32), ("FN", 6, 6), ("SW", 5, 5),
 QUEUE_RESERVED = {
     1: (0xFFFC_0000_0000_FFC0, mask(63)),
     2: (0xFFFF_FFFF_0000_FF00, 0xF80),
+    3: (mask(11, 4) | mask(31, 21) | mask(51, 48), mask(11, 1)),
     4: (0xFFFF_0000_07FF_FFE0, mask(63)),
     5: (0xFFFF_FF80, 0x3),
 }
-"""Bits that must be zero in the low and the high word of a descriptor, by its type."""
+"""Bits that must be zero in the low and the high word of a descriptor, by its type.  Of type 3 the PFSID of later revisions may be set."""
 
 # Table entries.  Address fields end at bit 51 here; bits HAW and up are reserved on a given platform.
 ROOT_ENTRY = _layout("ROOT_ENTRY", ("CTP", 51, 12, "context table, host-physical / 4096"), ("P", 0, 0))
@@ -327,11 +329,23 @@ def _fault_records(cap: int) -> tuple[Register, ...]:
     return tuple(r for pair in zip(low, high, strict=True) for r in pair)
 
 
+def _page_requests(prs: int) -> tuple[Register, ...]:
+    """The page-request registers: no device makes page requests, so the queue stays empty."""
+    pointer, base = (mask(18, 4), mask(63, 12) | mask(2)) if prs else (0, 0)
+    return (
+        _rw("PQH", 0xC0, 64, "10.4.30", pointer, QUEUE_POINTER),
+        _rw("PQT", 0xC8, 64, "10.4.31", pointer, QUEUE_POINTER),
+        _rw("PQA", 0xD0, 64, "10.4.32", base),
+        Register("PRS", 0xDC, 32, Access.W1C, "10.4.33", w1c_mask=1 if prs else 0),
+        *_event("PE", 0xE0, 34, bool(prs)),
+    )
+
+
 def registers(cap: int, ecap: int, version: int = 0x10) -> tuple[Register, ...]:
     """Every register of a unit with capability registers `cap` and `ecap`, by offset.
 
     Where the capability of a register is missing it is there but takes nothing and reads 0 (RsvdZ), as the specification has it.
-    Sections are those of revision 2.4.
+    Sections are those of revision 2.4.  IQERCD came later; it reads 0 here.
     """
     def has(condition: int, writable: int) -> int:
         return writable if condition else 0
@@ -360,7 +374,9 @@ def registers(cap: int, ecap: int, version: int = 0x10) -> tuple[Register, ...]:
         _rw("IQA", 0x90, 64, "10.4.23", has(qi, mask(63, 12) | mask(2) | has(smts, bit(11))), IQA),
         Register("ICS", 0x9C, 32, Access.W1C, "10.4.24", ICS, w1c_mask=has(qi, 1)),
         *_event("IE", 0xA0, 25, bool(qi)),
+        _ro("IQERCD", 0xB0, 64, "11.4.9.9 of 4.1", IQERCD),
         _rw("IRTA", 0xB8, 64, "10.4.29", has(ir, mask(63, 12) | mask(3) | has(ECAP.get(ecap, "EIM"), bit(11))), IRTA),
+        *_page_requests(ECAP.get(ecap, "PRS")),
     )
     moving = (
         Register("IVA", iro, 64, Access.WO, "10.4.8.2", IVA, write_mask=mask(63, 12) | mask(6), hidden=mask(63)),

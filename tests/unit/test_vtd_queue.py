@@ -8,7 +8,8 @@ from vtd_bench import FSTS, GCMD, GSTS, NOWHERE, NVME, QEMU_CAP, QEMU_ECAP, QIE,
 QUEUE, STATUS = 0x30_0000, 0x31_0000
 IQH, IQT, IQA, ICS, IECTL, IEDATA, IEADDR = 0x80, 0x88, 0x90, 0x9C, 0xA0, 0xA4, 0xA8
 IQE = 1 << 4
-DT, IR = 1 << 2, 1 << 3
+DT, IR, SMTS = 1 << 2, 1 << 3, 1 << 43
+DW = 1 << 11
 
 
 class Queue(Bench):
@@ -139,6 +140,78 @@ def test_descriptors_for_what_other_units_have():
     assert Queue(QEMU_ECAP | DT).go(3 | NVME << 32, 0x5000)
     assert Queue(QEMU_ECAP | IR).go(4)
     assert not Queue(QEMU_ECAP | IR).go(4 | 1 << 5)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1 << 4, 0), (1 << 11, 0), (1 << 21, 0), (1 << 31, 0), (1 << 48, 0), (1 << 51, 0), (0, 2),
+                                           (0, 1 << 11)])
+def test_reserved_bits_of_a_device_tlb_descriptor(low, high):
+    assert not Queue(QEMU_ECAP | DT).go(3 | low, high)
+
+
+def test_a_device_tlb_descriptor_with_every_field():
+    assert Queue(QEMU_ECAP | DT).go(3 | 0xF << 12 | 0x1F << 16 | 0xFFFF << 32 | 0xFFF << 52, 0xFFFF_FFFF_FFFF_F001)
+
+
+# --- descriptors of 256 bits, which a unit with scalable mode takes
+
+class Wide(Queue):
+    """A queue of 256-bit descriptors, in the legacy mode of a unit with scalable mode."""
+
+    def __init__(self):
+        super().__init__(QEMU_ECAP | SMTS, QUEUE | DW)
+
+    def put(self, low, high=0, upper=(0, 0)):
+        super().put(low, high)
+        super().put(*upper)
+
+
+def test_wide_descriptors_are_carried_out_one_after_another():
+    queue = Wide()
+    assert queue.ask(0x5000) == 0x9000
+    queue.memory.write64(TABLE1 + 40, 0xD003)
+    queue.put(2 | 1 << 4)
+    assert queue.go(5 | 1 << 5 | 7 << 32, STATUS)
+    assert (queue.ask(0x5000), queue.memory.read32(STATUS), queue.read(IQH, 8)) == (0xD000, 7, 64)
+    for n in range(300):
+        assert queue.go(5 | 1 << 5 | n << 32, STATUS)
+    assert queue.memory.read32(STATUS) == 299 and queue.read(IQH, 8) == 32 * (302 % 128)
+
+
+@pytest.mark.parametrize("upper", [(1, 0), (0, 1 << 63)])
+def test_the_upper_half_of_a_wide_descriptor_is_reserved(upper):
+    queue = Wide()
+    queue.put(5 | 1 << 5 | 7 << 32, STATUS, upper)
+    queue.ring()
+    assert queue.read(FSTS, 4) == IQE and queue.read(IQH, 8) == 0 and queue.memory.read32(STATUS) == 0
+    queue.memory.write64(QUEUE + 16, 0)
+    queue.memory.write64(QUEUE + 24, 0)
+    queue.write(FSTS, 4, IQE)
+    assert queue.read(FSTS, 4) == 0 and queue.read(IQH, 8) == 32 and queue.memory.read32(STATUS) == 7
+
+
+def test_a_tail_within_a_wide_descriptor_is_an_error():
+    queue = Wide()
+    queue.put(5)
+    queue.put(5)
+    queue.write(IQT, 8, 48)
+    assert queue.read(FSTS, 4) == IQE and queue.read(IQH, 8) == 0
+    assert "within a 256-bit descriptor" in queue.unit.notes[-1].text
+    queue.write(IQT, 8, 64)
+    queue.write(FSTS, 4, IQE)
+    assert queue.read(FSTS, 4) == 0 and queue.read(IQH, 8) == 64
+
+
+def test_without_scalable_mode_descriptors_stay_small():
+    queue = Queue(base=QUEUE | DW)
+    assert queue.read(IQA, 8) == QUEUE and queue.go(5) and queue.read(IQH, 8) == 16
+
+
+def test_a_head_left_within_a_wide_descriptor_ends_the_queue_and_not_the_unit():
+    queue = Queue(QEMU_ECAP | SMTS)
+    assert queue.go(5)
+    queue.write(IQA, 8, QUEUE | DW)
+    queue.write(IQT, 8, 64)
+    assert queue.read(FSTS, 4) == IQE and queue.read(IQH, 8) == 16
 
 
 def test_a_tail_beyond_the_queue_and_a_queue_in_no_memory_are_errors():

@@ -40,7 +40,7 @@ def test_registers_are_ordered_and_keep_reserved_bits():
     assert named["CAP"].reset == QEMU_CAP and named["FECTL"].reset == 1 << 31
     assert named["PMEN"].write_mask == named["PLMBASE"].write_mask == named["IRTA"].write_mask == 0
     assert named["RTADDR"].write_mask & 0xFFF == 0
-    assert all(r.section.startswith("10.4.") for r in regs)
+    assert {r.name for r in regs if not r.section.startswith("10.4.")} == {"IQERCD"}, "which came after revision 2.4"
     assert all(not (r.write_mask | r.w1c_mask) >> r.width for r in regs)
 
 
@@ -77,3 +77,12 @@ def test_every_reason_has_linux_text():
     assert set(vtd.LINUX_TEXT) == {int(r) for r in vtd.FaultReason} == set(range(1, 0xF)) | set(range(0x20, 0x27))
     assert vtd.LINUX_TEXT[6] == "PTE Read access is not set"
     assert {0x1, 0x8, 0x9, 0xA} == set(range(1, 0xF)) - vtd.FPD_SILENCES
+
+
+def test_registers_of_page_requests_and_of_queue_errors():
+    there = {r.offset: (r.name, r.width) for r in vtd.registers(QEMU_CAP, QEMU_ECAP) if 0xB0 <= r.offset < 0xF0}
+    assert there == {0xB0: ("IQERCD", 64), 0xB8: ("IRTA", 64), 0xC0: ("PQH", 64), 0xC8: ("PQT", 64), 0xD0: ("PQA", 64), 0xDC: ("PRS", 32),
+                     0xE0: ("PECTL", 32), 0xE4: ("PEDATA", 32), 0xE8: ("PEADDR", 32), 0xEC: ("PEUADDR", 32)}
+    for ecap, masked, taken in ((QEMU_ECAP, 0, 0), (QEMU_ECAP | 1 << 29, 1 << 31, 0xFFFF_FFFF_FFFF_F007)):
+        named = {r.name: r for r in vtd.registers(QEMU_CAP, ecap)}
+        assert (named["PECTL"].reset, named["PQA"].write_mask) == (masked, taken)

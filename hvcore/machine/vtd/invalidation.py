@@ -102,8 +102,18 @@ def _completed(layout: Layout, word: int, busy: str, actual: str, done: int) -> 
     return layout[busy].put(layout[actual].put(word, done), 0)
 
 
+def _misplaced(head: int, tail: int, size: int, step: int) -> str:
+    """What is wrong with the pointers of a queue of `size` bytes and descriptors of `step`, empty where nothing is."""
+    if tail >= size:
+        return "the tail lies beyond the queue"
+    return "head or tail lies within a 256-bit descriptor" if (head | tail) % step else ""
+
+
 class InvalidationQueue:
-    """The queue in memory between IQH and IQT.  Descriptors of 16 bytes are carried out in order as soon as the tail moves."""
+    """The queue in memory between IQH and IQT.  Descriptors are carried out in order as soon as the tail moves.
+
+    They have 16 bytes, or 32 where IQA.DW says so, which only units with scalable mode take.
+    """
 
     def __init__(self, memory: Memory, file: RegisterFile, invalidator: Invalidator, interrupts: InterruptRemapper, faults: FaultLog,
                  event: EventRegisters, note: Note):
@@ -118,15 +128,23 @@ class InvalidationQueue:
 
     def run(self) -> None:
         """Fetches until head meets tail, or until a descriptor is wrong: then FSTS.IQE is set and IQH stays at it."""
-        size = 4096 << IQA.get(self.file["IQA"], "QS")
-        base, tail = self.file["IQA"] & IQA["IQA"].mask, self.file["IQT"]
+        word, tail = self.file["IQA"], self.file["IQT"]
+        base, size, step = word & IQA["IQA"].mask, 4096 << IQA.get(word, "QS"), 32 if IQA.get(word, "DW") else 16
         while _queued(self.file) and not self.file["FSTS"] & FSTS["IQE"].mask and self.file["IQH"] != tail:
             head = self.file["IQH"]
-            if tail >= size or not self._carry_out(base + head):
-                self.note("IQH", head, "queue error: " + ("the tail lies beyond the queue" if tail >= size else "wrong descriptor"))
+            wrong = _misplaced(head, tail, size, step)
+            if wrong or step == 32 and not self._empty(base + head + 16) or not self._carry_out(base + head):
+                self.note("IQH", head, f"queue error: {wrong or 'wrong descriptor'}")
                 self.faults.raise_status(FSTS["IQE"].mask)
             else:
-                self.file["IQH"] = (head + 16) % size
+                self.file["IQH"] = (head + step) % size
+
+    def _empty(self, address: int) -> bool:
+        """Whether the upper half of a 256-bit descriptor is zero, as it must be in all that are known here."""
+        try:
+            return not any(self.memory.read(address, 16))
+        except Unreadable:
+            return False
 
     def _carry_out(self, address: int) -> bool:
         """One descriptor at a host-physical address; False where it is wrong or lies where no memory is."""
