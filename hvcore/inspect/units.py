@@ -89,7 +89,7 @@ class Unit(Record):
     def root_table(self) -> int | None:
         """Host-physical root table that walks start from; None where none was set (GSTS.RTPS clear) and none is used."""
         if vtd.GSTS.get(self.gsts, "RTPS"):
-            return self.rtaddr & vtd.ADDRESS
+            return self.rtaddr & vtd.RTADDR["RTA"].mask
         return 0 if self.translating else None
 
     @property
