@@ -13,11 +13,12 @@ PROGRAMS := gcc:gcc ld:binutils qemu-system-x86_64:qemu-system-x86 iasl:acpica-t
 APT_GET  := DEBIAN_FRONTEND=noninteractive apt-get -q -y
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup tools lab test lint images bench fuzz report notebooks lock clean distclean
+.PHONY: help setup tools lab voila test lint images bench fuzz report notebooks lock clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make lab      JupyterLab on the workbench notebook'
+	@echo 'make voila    the workbench as an app on port 8866 of this machine: every visitor has a machine of their own'
 	@echo 'make test     ruff, mypy and every test'
 	@echo 'make report   the workbench notebook, executed without a screen, as build/report.html'
 	@echo 'make notebooks  the course in English and Japanese from notebooks/source, executed'
@@ -54,6 +55,12 @@ tools:
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab $(if $(ROOT),--allow-root) $(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser) notebooks/00-workbench.ipynb
+
+# A page that is closed ends its kernel; one whose browser is gone without a word is ended after half an hour.  For others: ADDRESS=0.0.0.0
+ADDRESS := 127.0.0.1
+voila: $(STAMP)
+	JUPYTER_PATH=$(CURDIR)/classroom $(BIN)/voila notebooks/workbench-app.ipynb --template=hvlab --no-browser --Voila.ip=$(ADDRESS) \
+		--MappingKernelManager.cull_idle_timeout=1800 --MappingKernelManager.cull_interval=60 $(VOILA)
 
 test: $(STAMP) tools lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

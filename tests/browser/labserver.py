@@ -75,7 +75,7 @@ def with_cell(page: Page, lab: Lab, code: str, name: str = "cell.ipynb") -> Loca
     return panel
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
@@ -96,7 +96,7 @@ def running_lab(folder: Path) -> Iterator[Lab]:
     """JupyterLab on copies of the notebooks in `folder`."""
     shutil.copytree(ROOT / "notebooks", folder / "root", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     (folder / "root" / SMALL).write_text(notebook_of("from widgets import Workbench\nWorkbench('q35-6g')"))
-    lab = Lab(_free_port(), secrets.token_hex(16), folder / "root")
+    lab = Lab(free_port(), secrets.token_hex(16), folder / "root")
     options = ["--no-browser", "--ip=127.0.0.1", f"--port={lab.origin.rpartition(':')[2]}", "--ServerApp.port_retries=0", "--allow-root",
                f"--IdentityProvider.token={lab.token}", f"--ServerApp.root_dir={lab.root}", "--ServerApp.terminals_enabled=False",
                "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--LabApp.extension_manager=readonly"]
