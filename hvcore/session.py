@@ -46,10 +46,11 @@ TICK = 0.05
 class Machine:
     """A PC from its description.  It is an owned object: `close()` it, or use it in `with`; several may live side by side.
 
-    `assumptions` says in a sentence each what the description did not tell and was chosen.
+    `assumptions` says in a sentence each what the description did not tell and was chosen.  With `ideal_caches` the remapping units
+    remember nothing: every request sees the tables as they are, as no real unit would have it.
     """
 
-    def __init__(self, description: MachineDescription, public_only: bool = False):
+    def __init__(self, description: MachineDescription, public_only: bool = False, ideal_caches: bool = False):
         self._description = description
         self.run: Run | None = None
         self.core: Core | None = None
@@ -62,14 +63,14 @@ class Machine:
         self._halt_steps = threading.Event()
         self._guest: Elf | None = None
         self._progress: Callable[[str], None] = _silent
-        self._pc = Pc(description, public_only)
+        self._pc = Pc(description, public_only, ideal_caches)
         self._pc.on_line = self._on_line
         self._engine = Engine(self._hurry)
 
     @classmethod
-    def load(cls, what: str | Path) -> "Machine":
+    def load(cls, what: str | Path, ideal_caches: bool = False) -> "Machine":
         """A TOML file, a folder of logs and tables, a single kernel log, or the name of a shipped machine.  Raises BadMachine."""
-        return cls(load(what))
+        return cls(load(what), ideal_caches=ideal_caches)
 
     @property
     def description(self) -> MachineDescription:

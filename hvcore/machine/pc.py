@@ -65,8 +65,8 @@ class Pc:
     cpu: Cpu
     interrupts: Pic
 
-    def __init__(self, machine: MachineDescription, public_only: bool = False):
-        self.machine, self.public_only = machine, public_only
+    def __init__(self, machine: MachineDescription, public_only: bool = False, ideal_caches: bool = False):
+        self.machine, self.public_only, self.ideal_caches = machine, public_only, ideal_caches
         self.on_line: Callable[[bytes], None] = _unread
         self.memory = Memory(machine.ram_runs)
         self.topology = Topology(_parsed(machine.dmar), machine.pci)
@@ -90,7 +90,8 @@ class Pc:
         self.halted = False
 
     def _units(self) -> list[RemappingUnit]:
-        units = [RemappingUnit(u, self.memory, self.machine.host_address_width, self._unit_message) for u in self.machine.units]
+        units = [RemappingUnit(u, self.memory, self.machine.host_address_width, self._unit_message, self.ideal_caches)
+                 for u in self.machine.units]
         for unit in units:
             unit.changed = self.journal.unit_changed
             try:

@@ -271,3 +271,40 @@ def test_an_answer_was_true_at_some_moment_since_the_last_invalidation(steps, ca
             forget(range(8))
     assert (bench.unit.root, bench.unit.walk(NVME, 0).steps[1].table) == (ROOT, CONTEXTS)
     bench.memory.close()
+
+
+# --- both truths
+
+def test_the_tables_stand_beside_the_caches_and_differ_where_these_are_stale():
+    b = Bench()
+    assert b.ask(0x5000) == 0x9000
+    assert b.ask(0x200000) == 0x400000
+    assert b.unit.tables == b.unit.cached
+    b.memory.write64(TABLE1 + 8 * 5, 0xD000 | 1)
+    held, true = b.unit.cached, b.unit.tables
+    assert held.contexts == true.contexts
+    assert [(h.start, h.mapping.base, t.mapping.base) for h, t in zip(held.mappings, true.mappings, strict=True)] == [
+        (0x5000, 0x9000, 0xD000), (0x200000, 0x400000, 0x400000)]
+    assert true.mappings[0].mapping.permission == 1
+    assert b.unit.cached == held
+
+
+def test_the_tables_of_a_domain_that_no_device_has_any_more_map_nothing():
+    b = Bench()
+    b.ask(0x5000)
+    b.memory.write64(CONTEXTS + 16 * NVME, 0)
+    (context,), (entry,) = b.unit.tables.contexts, b.unit.tables.mappings
+    assert context.reason == 2
+    assert (entry.mapping.base, entry.mapping.permission) == (None, 0)
+    other = CONTEXTS + 16 * 0x30
+    b.memory.write64(other + 8, 7 << 8 | 1)
+    b.memory.write64(other, TABLE3 | 1)
+    assert b.unit.tables.mappings[0].mapping.base == 0x9000
+
+
+def test_a_machine_with_ideal_caches_remembers_nothing():
+    from hvcore import Machine
+    for ideal in (False, True):
+        with Machine.load("q35-2g", ideal_caches=ideal) as m:
+            assert m.boot().outcome == "up"
+            assert bool(m.pc.units[0].cached.mappings) is not ideal

@@ -154,15 +154,19 @@ class InterruptRemapper:
 
     def fetch(self, index: int) -> InterruptEntry | None:
         """An entry from the table, None where no memory is; remembered if messages can get through it, or in caching mode."""
+        entry = self.read(index)
+        if entry is not None and not self._ideal and (entry.reason is None or self._caching_mode):
+            self.cache.insert(entry)
+        return entry
+
+    def read(self, index: int) -> InterruptEntry | None:
+        """An entry as the table has it now, None where no memory is."""
         try:
             raw = self.memory.read(align_down(self.table, 4096) + IRTE * index, IRTE)
         except Unreadable:
             return None
         low, high = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
-        entry = InterruptEntry(index, low, high, self.judge(low, high))
-        if not self._ideal and (entry.reason is None or self._caching_mode):
-            self.cache.insert(entry)
-        return entry
+        return InterruptEntry(index, low, high, self.judge(low, high))
 
     def judge(self, low: int, high: int) -> FaultReason | None:
         """Why no message gets through an entry.  Of a posted one only P is looked at: its other fields lie elsewhere."""

@@ -33,6 +33,7 @@ from .faults import FaultLog
 from .interrupts import InterruptRemapper
 from .invalidation import InvalidationQueue, Invalidator
 from .registers import EventRegisters, RegisterFile
+from .truth import from_tables
 from .walk import Context, Mapping, Walk, Walker
 
 __all__ = ["RemappingUnit", "UnitNote"]
@@ -116,6 +117,11 @@ class RemappingUnit:
         interrupts = self._interrupts.cache.entries
         return Cached(tuple(self._contexts.entries[s] for s in sorted(self._contexts.entries)), self._iotlb.entries(),
                       tuple(interrupts[i] for i in sorted(interrupts)))
+
+    @property
+    def tables(self) -> Cached:
+        """What the tables in memory say now of all that `cached` holds, in the same order: where the two differ, a cache is stale."""
+        return from_tables(self.walker, self._root, self.cached, self._interrupts.read)
 
     @property
     def interrupt_table(self) -> int:
