@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import BadMachine, HvlabError
+from .spec.bits import parse_number
 
 if TYPE_CHECKING:
     from .run import Run
@@ -49,6 +50,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Of `--option=--` argparse would make an empty list, whatever the option's type."""
+        if empty := [a for a in args or () if a.startswith("--") and a.endswith("=--")]:
+            self.error(f"{empty[0]}: -- is no value of an option")
+        return super().parse_known_args(args, namespace)
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="hvlab", description=_ABOUT)
@@ -87,7 +94,7 @@ def _add_translate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cap", type=_address, metavar="X", help="the unit's CAP register (default: 3 and 4 levels, 48 bits, "
                          "2 MiB and 1 GiB pages, zero-length reads)")
     command.add_argument("--ecap", type=_address, metavar="X", help="its ECAP register (default: pass-through, SNP and TM allowed)")
-    command.add_argument("--haw", type=int, metavar="N", help="host address width in bits (default: CAP.MGAW's)")
+    command.add_argument("--haw", type=_width, metavar="N", help="host address width in bits (default: CAP.MGAW's)")
     command.add_argument("--ram", action="append", default=[], type=_range, metavar="START-END",
                          help="RAM that reads as zero where the file holds no page, half-open, in whole pages; the rest is absent memory")
     command.add_argument("--json", action="store_true", help="one JSON object a request; addresses are integers, ranges half-open")
@@ -101,15 +108,22 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
 
 def _address(text: str) -> int:
     try:
-        return int(text, 0)
+        return parse_number(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no address like 0x78415000") from None
+
+
+def _width(text: str) -> int:
+    try:
+        return parse_number(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bits like 39") from None
 
 
 def _range(text: str) -> tuple[int, int]:
     start, dash, end = text.partition("-")
     try:
-        run = int(start, 0), int(end, 0)
+        run = parse_number(start), parse_number(end)
     except ValueError:
         run = 0, 0
     if not dash or not 0 <= run[0] < run[1] <= 1 << 64:

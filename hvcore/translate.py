@@ -21,6 +21,7 @@ from .machine.vtd.batch import Batch, How, Requests, Translations
 from .machine.vtd.batchwalk import I64, U8, U64, BatchWalker
 from .machine.vtd.walk import Walker
 from .sources.files import read_bytes
+from .spec.bits import parse_number
 from .spec.paging import ENTRIES, PAGE
 from .spec.pci import format_bdf, parse_bdf
 from .spec.vtd import CAP, CONDITION, ECAP, mgaw
@@ -169,7 +170,7 @@ def _number(key: str, value: object) -> int:
     number = value
     if isinstance(value, str):
         try:
-            number = int(value, 0)
+            number = parse_number(value)
         except ValueError:
             number = None
     if not isinstance(number, int) or isinstance(number, bool):
@@ -234,6 +235,8 @@ class FileUnit:
         for name, value in (("root", root), ("cap", cap), ("ecap", ecap)):
             if not 0 <= value < 1 << 64:
                 raise BadConfig(f"--{name} {value:#x} is no register value: give 64 bits without a sign")
+        if haw is None and mgaw(cap) <= 12:
+            raise BadConfig(f"--cap {cap:#x} is of no unit: its input addresses (MGAW) have {mgaw(cap)} bits, pages alone take 12")
         haw = mgaw(cap) if haw is None else haw
         if not 12 < haw <= 64:
             raise BadConfig(f"--haw {haw} is no width of host addresses: give bits, 13 to 64")

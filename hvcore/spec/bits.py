@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-__all__ = ["Access", "Field", "Layout", "Register", "align_down", "align_up", "bit", "mask"]
+__all__ = ["Access", "Field", "Layout", "Register", "align_down", "align_up", "bit", "mask", "parse_number"]
 
 
 def bit(n: int) -> int:
@@ -25,6 +25,16 @@ def align_down(value: int, unit: int) -> int:
 def align_up(value: int, unit: int) -> int:
     """`value` raised to a multiple of `unit`."""
     return -(-value // unit) * unit
+
+
+def parse_number(text: str) -> int:
+    """A whole number from text as people write it: `4096`, `0x1000`.
+
+    Raises ValueError for all else, underscores and digits of other scripts among it.
+    """
+    if "_" in text or not text.isascii():
+        raise ValueError(f"{text!r} is no number")
+    return int(text, 0)
 
 
 class Access(Enum):

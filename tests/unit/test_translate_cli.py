@@ -267,7 +267,10 @@ GOOD = json.dumps(request("00:02.0", 0x5000)) + "\n"
     (json.dumps(request("00:02.0", -1)), "addr"), (json.dumps(request("00:02.0", 1.5)), "addr"),
     (json.dumps(request("00:02.0", None)), "addr"), (json.dumps(request("00:02.0", True)), "addr"),
     (json.dumps(request("00:02.0", 1 << 64)), "addr"),
-    (json.dumps(request("00:02.0", "here")), "addr"), (json.dumps(request("00:02.0", 0, -1)), "size"),
+    (json.dumps(request("00:02.0", "here")), "addr"), (json.dumps(request("00:02.0", "\u0660x1000")), "addr"),
+    (json.dumps(request("00:02.0", "1_000")), "addr"), (json.dumps(request("00:02.0", 0, "\u0661")), "size"),
+    ('{"bdf":"00:02.0","addr":1e400,"size":1,"type":"read"}', "addr"), ('{"bdf":"00:02.0","addr":NaN,"size":1,"type":"read"}', "addr"),
+    (json.dumps(request("00:02.0", 0, -1)), "size"),
     (json.dumps(request("00:02.0", 0, 1 << 40)), "size"), (json.dumps(request("00:02.0", (1 << 64) - 1, 2)), "64 bits"),
     (json.dumps(request("00:02.0", 0, 1, "look")), "type"), (json.dumps(request("00:02.0", 0, 1, ["read"])), "type"),
 ])
@@ -278,10 +281,16 @@ def test_a_bad_line_is_told_by_its_number(capsys, tmp_path, small, line, word):
 
 
 @pytest.mark.parametrize("options", [("--ram", "1"), ("--ram", "5-5"), ("--ram", "0-x"), ("--ram", "-5-7"), ("--cap", "x"), ("--haw", "0"),
-                                     ("--haw", "65"), ("--cap", "0x10000000000000000"), ("--ecap=-1",)])
+                                     ("--haw", "65"), ("--cap", "0x10000000000000000"), ("--ecap=-1",),
+                                     ("--ram=--",), ("--haw=--",), ("--haw", "\u0663\u0669"), ("--haw", "39.0"), ("--cap", "1_0"),
+                                     ("--ram", "0-\u0664\u0660\u0669\u0666"), ("--ram", "0x2000-0x1000")])
 def test_bad_options_are_one_line(capsys, tmp_path, small, options):
     status, out, err = call(capsys, tmp_path, small, ROOT, GOOD, *options)
     assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+def test_a_unit_without_an_address_is_named_by_its_option(capsys, tmp_path, small):
+    assert "--cap 0x0" in call(capsys, tmp_path, small, ROOT, GOOD, "--cap", "0")[2]
 
 
 def test_files_that_are_no_requests(capsys, tmp_path, small):
