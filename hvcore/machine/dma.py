@@ -45,7 +45,8 @@ class DmaFabric:
     """Between devices and memory.
 
     `unit_of(segment, source)` is the remapping unit that covers a requester, None where none does.  A message-signalled interrupt (an
-    aligned 4-byte write to 0xFEExxxxx) goes through the unit too, then, as remapped, to `msi(source, address, data)` and not to memory.
+    aligned 4-byte write to 0xFEExxxxx, or such a piece of a request that is cut) goes through the unit too, then, as remapped, to
+    `msi(source, address, data)` and not to memory.
     `trace` keeps the newest results, of `issued` in all, with their time by `now` (nanoseconds), `interrupts` the newest messages that
     got through.
     """
@@ -70,33 +71,35 @@ class DmaFabric:
 
     def _carry(self, request: DmaRequest, data: bytes) -> DmaResult:
         unit = self.unit_of(request.segment, request.source)
-        if _is_message(request):
-            return self._interrupt(unit, request, int.from_bytes(data, "little"))
         done: list[bytes] = []
         landing, time = None, self.now()
         for part, offset in pages(request):
+            if _is_message(part):
+                if fault := self._interrupt(unit, part, int.from_bytes(data[offset:offset + part.length], "little")):
+                    return DmaResult(request, None, fault, landing, time)
+                continue
             address = unit.remap(part) if unit else part.iova
             if isinstance(address, RemapFault):
                 return DmaResult(request, None, address, landing, time)
             landing = address if landing is None else landing
-            if not self.memory.backed(address, part.length):
+            if not self.memory.backed(address, max(part.length, 1)):
                 return DmaResult(request, None, None, landing, time)
             if request.access is Direction.READ:
                 done.append(self.memory.read(address, part.length))
-            else:
+            elif part.length:
                 self.memory.write(address, data[offset:offset + part.length])
         return DmaResult(request, b"".join(done), None, landing, time)
 
-    def _interrupt(self, unit: Remapper | None, request: DmaRequest, data: int) -> DmaResult:
-        """A message-signalled interrupt on its way to the processors; a unit may block it."""
+    def _interrupt(self, unit: Remapper | None, request: DmaRequest, data: int) -> RemapFault | None:
+        """A message-signalled interrupt on its way to the processors; the fault where a unit blocks it."""
         source, address = request.source, request.iova
         sent = unit.interrupt(source, address, data) if unit else as_written(source, address, data)
         if isinstance(sent, RemapFault):
-            return DmaResult(request, None, sent, None, self.now())
+            return sent
         self.interrupts.append(sent)
         if self.msi:
             self.msi(source, *sent.message)
-        return DmaResult(request, b"", None, None, self.now())
+        return None
 
 
 def _no_time() -> int:
@@ -108,7 +111,12 @@ def _is_message(request: DmaRequest) -> bool:
 
 
 def pages(request: DmaRequest) -> Iterable[tuple[DmaRequest, int]]:
-    """The request cut at 4 KiB boundaries: each part and its offset in the data."""
+    """The request cut at 4 KiB boundaries, which no request on PCI Express crosses: each part and its offset in the data.
+
+    A request of no bytes is one part: a unit judges it, too.
+    """
+    if not request.length:
+        yield request, 0
     offset = 0
     while offset < request.length:
         iova = request.iova + offset

@@ -114,7 +114,7 @@ class Edu(PciFunction):
         """The DMA itself, when its time is over."""
         command, count = self._dma[DMA_COMMAND], self._dma[DMA_COUNT]
         inside = self._dma[DMA_SOURCE if command & TO_RAM else DMA_DESTINATION] - BUFFER
-        if inside >= 0 and inside + count <= BUFFER_SIZE:
+        if count and inside >= 0 and inside + count <= BUFFER_SIZE:
             if command & TO_RAM:
                 self.dma_write(self._dma[DMA_DESTINATION], bytes(self.buffer[inside:inside + count]))
             elif (data := self.dma_read(self._dma[DMA_SOURCE], count).data) is not None:

@@ -167,3 +167,10 @@ def test_a_64_bit_address_by_halves(edu: Driver) -> None:
     assert edu.read(0x88, 8) == 0x1_2345_6780
     edu.write(0x88, 0x1000)
     assert edu.read(0x88, 8) == 0x1000
+
+
+def test_a_transfer_of_no_bytes_asks_for_nothing(edu: Driver) -> None:
+    for source, destination, command in ((0x1000, BUFFER, 1), (BUFFER, 0x1000, 3)):
+        edu.transfer(source, destination, 0, command)
+        edu.finish()
+    assert not edu.pc.fabric.trace

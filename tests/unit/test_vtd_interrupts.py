@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vtd_bench import BASE, FECTL, GCMD, GSTS, NOWHERE, NVME, QEMU_CAP, TE, XEON_CAP, Bench
+from vtd_bench import BASE, FECTL, GCMD, GSTS, NOWHERE, NVME, QEMU_CAP, TABLE2, TABLE3, TE, XEON_CAP, Bench
 
 from hvcore.machine.dma import DmaFabric
 from hvcore.spec.dma import RemapFault
@@ -353,6 +353,34 @@ def test_other_writes_to_the_range_are_no_messages(address, data):
     fabric = DmaFabric(bench.memory, lambda segment, source: bench.unit)
     result = fabric.port(NVME).write(address, data)
     assert result.fault and result.fault.reason == 0xE and not fabric.interrupts
+
+
+def test_a_piece_of_a_request_that_is_cut_is_a_message_like_any_other():
+    bench, data = Remapping(), bytes.fromhex("0102030466000000")
+    bench.memory.write64(TABLE3 + 8 * 3, TABLE2 | 3)
+    bench.memory.write64(TABLE2 + 8 * 0x1F6, 0x60_0083)
+    fabric = DmaFabric(bench.memory, lambda segment, source: bench.unit)
+    port = fabric.port(NVME)
+    bench.enable()
+    bench.write(GCMD, 4, TE | IRE)
+    blocked = port.write(MSI - 4, data)
+    assert blocked.fault and blocked.fault.reason == 0x25 and not fabric.interrupts
+    bench.write(GCMD, 4, TE)
+    assert port.write(MSI - 4, data).ok and bench.memory.read(0x7F_FFFC, 4) == data[:4]
+    assert [(i.address, i.data) for i in fabric.interrupts] == [(MSI, 0x66)]
+
+
+@pytest.mark.parametrize(("iova", "access", "reason"), [(0x5000, "read", None), (0x7000, "write", None), (0x7000, "read", 6),
+                                                        (0x8000, "read", 6), (0x8000, "write", 5)])
+def test_a_request_of_no_bytes_is_judged_and_touches_nothing(iova, access, reason):
+    bench = Remapping()
+    bench.enable()
+    fabric = DmaFabric(bench.memory, lambda segment, source: bench.unit)
+    touched = []
+    bench.memory.listeners.append(lambda start, end: touched.append(start))
+    result = fabric.port(NVME).read(iova, 0) if access == "read" else fabric.port(NVME).write(iova, b"")
+    assert (result.fault.reason if result.fault else None, result.data) == (reason, None if reason else b"")
+    assert not touched
 
 
 # A second implementation, from the text of the specification alone.
