@@ -13,7 +13,7 @@ from .drawing import Figure
 from .e820 import e820_figure
 from .paths import paths_of
 from .permissions import outline, permissions_figure
-from .views import lanes_of, vmm_range
+from .views import table_lanes, vmm_range
 
 if TYPE_CHECKING:
     from hvcore import Run
@@ -81,7 +81,7 @@ def _graphs(left: "Run", right: "Run") -> Pair:
 
 def _permissions(left: "Run", right: "Run", scale: str) -> Pair:
     marks = _marks([s.differences for s in subjects_of(left, right)[2:]])
-    lanes = [lanes_of(run, run.domains) for run in (left, right)]
+    lanes = [table_lanes(run, run.domains) for run in (left, right)]
     maps = [run.e820.guest or run.e820.firmware for run in (left, right)]
     ranges = [r for run, own, e820 in zip((left, right), lanes, maps, strict=True) for r in outline(own, e820, vmm_range(run))]
     return Pair(*(permissions_figure(own, e820, vmm_range(run), scale=scale, axis_of=ranges, marks=marks)

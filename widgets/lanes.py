@@ -39,9 +39,9 @@ class MapLane:
     translated: bool = True
 
 
-def lanes_of(run: "Run") -> list[MapLane]:
-    """The lanes of a run, from the guest's CPU down."""
-    return [*_cpu(run), *_domains(run), *_untranslated(run)]
+def lanes_of(run: "Run", domains: Iterable[Domain] | None = None) -> list[MapLane]:
+    """The lanes of a run, from the guest's CPU down; `domains` are the run's, if they have been read already."""
+    return [*_cpu(run), *_domains(run, run.domains if domains is None else domains), *_untranslated(run)]
 
 
 def _cpu(run: "Run") -> Iterator[MapLane]:
@@ -49,11 +49,11 @@ def _cpu(run: "Run") -> Iterator[MapLane]:
         yield MapLane("guest CPU", run.cpu)
 
 
-def _domains(run: "Run") -> Iterator[MapLane]:
+def _domains(run: "Run", domains: Iterable[Domain]) -> Iterator[MapLane]:
     """The domains that are enforced, each followed by what units hold cached of it; units that share a table share its lane."""
     on = {unit.base for unit in run.units if unit.translating}
     shared: dict[tuple[int, int, int], list[Domain]] = {}
-    for domain in run.domains:
+    for domain in domains:
         if domain.unit in on:
             shared.setdefault((domain.did, domain.root, domain.levels), []).append(domain)
     alike = Counter(did for did, _, _ in shared)

@@ -1,19 +1,20 @@
 """The pictures of one run: its memory maps, its domains, its permissions, its history; as figures and as views that are alive."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hvcore.inspect.domains import Domain
 from hvcore.inspect.e820 import E820Map
-from hvcore.inspect.format import address, size
+from hvcore.inspect.format import size
 from hvcore.inspect.history import Event
 from hvcore.inspect.permissions import Permissions
 from hvcore.inspect.units import Unit
 
-from .differences import differences_figure, everything
+from .differences import differences_figure
 from .domains import domains_figure
 from .drawing import Figure
 from .e820 import e820_figure
+from .lanes import lanes_of
 from .permissions import Lane, permissions_figure, reached
 from .picture import Picture
 from .scale import SCALES
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from hvcore import Run
 
 __all__ = ["E820View", "GraphView", "PermissionsView", "TimelineView", "differences_of", "domains_of", "domains_view", "e820_of",
-           "e820_view", "history_of", "lanes_of", "permissions_of", "permissions_view", "timeline_view", "units_of", "views",
+           "e820_view", "history_of", "permissions_of", "permissions_view", "table_lanes", "timeline_view", "units_of", "views",
            "vmm_range"]
 
 
@@ -73,7 +74,7 @@ def domains_of(run: "Run", domains: Sequence[Domain]) -> Figure:
 def permissions_of(run: "Run", permissions: Permissions, *, scale: str = "compressed") -> Figure:
     """The figure of `run.permissions`."""
     guest = run.e820.guest or run.e820.firmware
-    return permissions_figure(lanes_of(run, permissions.domains), guest, vmm_range(run), scale=scale)
+    return permissions_figure(table_lanes(run, permissions.domains), guest, vmm_range(run), scale=scale)
 
 
 def history_of(run: "Run", history: Sequence[Event], *, axis: str = "even") -> Figure:
@@ -152,29 +153,6 @@ def vmm_range(run: "Run") -> tuple[int, int] | None:
     return None if base is None else (base, base + run.vmm.size)
 
 
-def lanes_of(run: "Run", domains: Iterable[Domain]) -> list[Lane]:
-    """The lanes of the guest's CPU, of domains, and of devices that are not translated."""
-    return [*_cpu(run), *_domains(run, domains), *_untranslated(run)]
-
-
-def _cpu(run: "Run") -> Iterator[Lane]:
-    """The guest's CPU, where its nested tables exist."""
-    if len(run.cpu):
-        yield Lane("guest CPU", run.cpu)
-
-
-def _domains(run: "Run", domains: Iterable[Domain]) -> Iterator[Lane]:
-    """A lane for each domain that is enforced; units that share a domain's table share its lane."""
-    on = {unit.base for unit in run.units if unit.translating}
-    shared = {(d.did, d.root, d.levels): d.runs for d in domains if d.unit in on}
-    for (did, _, _), runs in shared.items():
-        yield Lane(f"domain {did}", runs, "iova")
-
-
-def _untranslated(run: "Run") -> Iterator[Lane]:
-    """A lane for the devices that no unit translates for: they reach all there is."""
-    if not len(run.units):
-        yield Lane("all devices", everything(run))
-    for unit in run.units:
-        if not unit.translating:
-            yield Lane(f"unit {address(unit.base)}", everything(run))
+def table_lanes(run: "Run", domains: Iterable[Domain]) -> list[Lane]:
+    """The lanes of what tables say: the guest's CPU, domains, and devices that are not translated."""
+    return [Lane(lane.name, lane.runs, lane.space) for lane in lanes_of(run, domains) if lane.tables is None]
