@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from ..spec.dma import Direction, DmaRequest, DmaResult, RemapFault
+from ..spec.dma import AddressType, Direction, DmaRequest, DmaResult, RemapFault
 from ..spec.interrupts import Interrupt, as_written
 from .memory import PAGE, Memory
 
@@ -84,6 +84,8 @@ class DmaFabric:
             landing = address if landing is None else landing
             if not self.memory.backed(address, max(part.length, 1)):
                 return DmaResult(request, None, None, landing, time)
+            if request.address_type is AddressType.TRANSLATION:
+                continue
             if request.access is Direction.READ:
                 done.append(self.memory.read(address, part.length))
             elif part.length:
@@ -107,7 +109,8 @@ def _no_time() -> int:
 
 
 def _is_message(request: DmaRequest) -> bool:
-    return request.access is Direction.WRITE and request.length == 4 and request.iova in MSI and not request.iova % 4
+    untranslated = request.address_type is AddressType.UNTRANSLATED
+    return untranslated and request.access is Direction.WRITE and request.length == 4 and request.iova in MSI and not request.iova % 4
 
 
 def pages(request: DmaRequest) -> Iterable[tuple[DmaRequest, int]]:
@@ -121,5 +124,5 @@ def pages(request: DmaRequest) -> Iterable[tuple[DmaRequest, int]]:
     while offset < request.length:
         iova = request.iova + offset
         length = min(PAGE - iova % PAGE, request.length - offset)
-        yield DmaRequest(request.source, iova, length, request.access, request.segment), offset
+        yield DmaRequest(request.source, iova, length, request.access, request.segment, request.address_type), offset
         offset += length

@@ -1,11 +1,11 @@
 """A DMA request and what becomes of it, as values that go through the machine whole."""
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 
 from .pci import format_bdf
 
-__all__ = ["Direction", "DmaRequest", "DmaResult", "RemapFault"]
+__all__ = ["AddressType", "Direction", "DmaRequest", "DmaResult", "RemapFault"]
 
 
 class Direction(Enum):
@@ -15,16 +15,27 @@ class Direction(Enum):
     WRITE = "write"
 
 
+class AddressType(IntEnum):
+    """AT of a request (PCI Express Base 4.0, section 10.2.1): all but the first are for devices with Address Translation Services."""
+
+    UNTRANSLATED = 0
+    TRANSLATION = 1
+    """Asks where an IOVA lies, and moves no data."""
+    TRANSLATED = 2
+    """Claims that its address is host-physical already."""
+
+
 @dataclass(frozen=True, slots=True)
 class DmaRequest:
     """One memory request of a device: `source` is the requester id (bus 15:8, devfn 7:0), `iova` the address it puts on the bus,
-    `length` bytes.  `segment` is the PCI segment."""
+    `length` bytes.  `segment` is the PCI segment; an `address_type` other than UNTRANSLATED needs a context that allows ATS."""
 
     source: int
     iova: int
     length: int
     access: Direction
     segment: int = 0
+    address_type: AddressType = AddressType.UNTRANSLATED
 
     def __str__(self) -> str:
         return f"{format_bdf(self.source)} {self.access.value} {self.length} bytes at {self.iova:#x}"

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vtd_bench import CONTEXTS, NOWHERE, NVME, QEMU_CAP, QEMU_ECAP, ROOT, TABLE1, TABLE2, TABLE3, Bench
 
+from hvcore.machine.dma import DmaFabric
 from hvcore.machine.memory import Memory
 from hvcore.machine.vtd.walk import Found, Walk
-from hvcore.spec.dma import Direction, RemapFault
+from hvcore.spec.dma import AddressType, Direction, DmaRequest, RemapFault
 
 NO_SUPERPAGES = QEMU_CAP & ~(0xF << 34)
 FOUR_LEVELS = QEMU_CAP & ~(0x1F << 8) | 0x4 << 8
@@ -210,6 +211,48 @@ def test_ats_contexts_translate_with_the_capability():
     bench = Bench(ecap=QEMU_ECAP | DT)
     bench.context(NVME, TABLE3 | 1 | 1 << 2, 7 << 8 | 1)
     assert bench.ask(0x5000) == 0x9000
+
+
+def ask_as(bench, address_type, iova=0x5000, access="read"):
+    return bench.unit.remap(DmaRequest(NVME, iova, 4, Direction(access), address_type=address_type))
+
+
+@pytest.mark.parametrize("tt", [0, 2])
+@pytest.mark.parametrize("address_type", [AddressType.TRANSLATION, AddressType.TRANSLATED])
+@pytest.mark.parametrize("iova", [0x5000, 0x8000, 1 << 50, 0xFEE0_0000])
+def test_d_requests_of_ats_without_a_context_that_allows_them(tt, address_type, iova):
+    bench = Bench(QEMU_CAP, QEMU_ECAP | 1 << 2 | 1 << 6)
+    bench.context(NVME, TABLE3 | 1 | tt << 2, 7 << 8 | 1)
+    result = ask_as(bench, address_type, iova, "write")
+    assert isinstance(result, RemapFault) and result.reason == 0xD and result.recorded
+    assert bench.record() == (iova, 1 << 63 | address_type << 60 | 0xD << 32 | NVME)
+
+
+def test_d_comes_after_what_is_wrong_with_the_context():
+    bench = Bench()
+    for low, high, reason in ((0, 0, 2), (TABLE3 | 1 | 1 << 4, 1, 0xB), (TABLE3 | 1, 5, 3), (TABLE3 | 1, 1, 0xD)):
+        bench.context(NVME, low, high)
+        bench.invalidate_contexts(1)
+        result = ask_as(bench, AddressType.TRANSLATED)
+        assert isinstance(result, RemapFault) and result.reason == reason
+
+
+def test_ats_allowed_trusts_the_device():
+    bench = Bench(QEMU_CAP, QEMU_ECAP | 1 << 2)
+    bench.context(NVME, TABLE3 | 1 | 1 << 2, 7 << 8 | 1)
+    assert ask_as(bench, AddressType.TRANSLATION) == 0x9000
+    assert ask_as(bench, AddressType.TRANSLATED) == 0x5000, "whatever the tables say"
+    refused = [ask_as(bench, AddressType.TRANSLATION, 0x8000), ask_as(bench, AddressType.TRANSLATED, 0xFEE0_0000, "write")]
+    assert [r.reason for r in refused if isinstance(r, RemapFault)] == [6, 0xE]
+
+
+def test_a_translation_request_moves_no_data():
+    bench = Bench(QEMU_CAP, QEMU_ECAP | 1 << 2)
+    bench.context(NVME, TABLE3 | 1 | 1 << 2, 7 << 8 | 1)
+    bench.memory.write(0x9000, b"secret!!")
+    fabric = DmaFabric(bench.memory, lambda segment, source: bench.unit)
+    request = DmaRequest(NVME, 0x5000, 8, Direction.READ, address_type=AddressType.TRANSLATION)
+    assert (fabric.issue(request).data, fabric.issue(request).landing) == (b"", 0x9000)
 
 
 def test_interrupt_range_as_input():

@@ -30,19 +30,20 @@ class FaultLog:
 
     def record(self, request: DmaRequest, reason: int) -> bool:
         """Records the fault of a DMA request; False where it is lost."""
-        return self._log(request.iova & FRCD_LOW["FI"].mask, int(request.access is Direction.READ), reason, request.source)
+        return self._log(request.iova & FRCD_LOW["FI"].mask, int(request.access is Direction.READ), reason, request.source,
+                         request.address_type)
 
     def record_interrupt(self, source: int, index: int, reason: FaultReason) -> bool:
         """Records the fault of a message of requester `source`, FI 63:48 the low bits of the interrupt index; False where it is lost."""
         return self._log(index << 48 & mask(63), 0, reason, source)
 
-    def _log(self, low: int, read: int, reason: int, source: int) -> bool:
+    def _log(self, low: int, read: int, reason: int, source: int, at: int = 0) -> bool:
         """A record, unless it is lost.
 
         It is lost while PFO is set, where the next record is still pending (which sets PFO), and where a pending record says the same
         already: hardware may collapse a repeated fault, and this one does.
         """
-        high = FRCD_HIGH.make(F=1, T=read, FR=reason, SID=source)
+        high = FRCD_HIGH.make(F=1, T=read, AT=at, FR=reason, SID=source)
         if self.file["FSTS"] & _PFO or self._pending(low, high):
             return False
         if self.file[f"FRCD{self.next}_HIGH"] & _F:

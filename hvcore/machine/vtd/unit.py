@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numpy.typing import ArrayLike
 
 from ...spec.bits import Register
-from ...spec.dma import Direction, DmaRequest, RemapFault
+from ...spec.dma import AddressType, Direction, DmaRequest, RemapFault
 from ...spec.interrupts import Interrupt
 from ...spec.vtd import (
     CAP,
@@ -268,10 +268,10 @@ class RemappingUnit:
         if in_interrupt_range(iova) and _is_interrupt(request):
             return iova
         context = self._contexts.entries.get(request.source) or self._fetch_context(request.source)
-        reason = context.reason or self.walker.address_refusal(context, iova)
+        reason = context.reason or self._address_refusal(context, request)
         if reason:
             return self._refuse(request, reason, context.fpd)
-        if context.tt is TranslationType.PASS_THROUGH:
+        if context.tt is TranslationType.PASS_THROUGH or request.address_type is AddressType.TRANSLATED:
             return self._unless_protected(request)
         mapping = self._iotlb.find(context.did, iova) or self._fetch_mapping(context, request)
         reason = self._refusal(mapping, request)
@@ -305,6 +305,15 @@ class RemappingUnit:
             self._contexts.insert(context)
         return context
 
+    def _address_refusal(self, context: Context, request: DmaRequest) -> FaultReason | None:
+        """Why a context refuses a request before any paging entry is read: reasons 0xD, 4, 0xE.  No width binds a translated address."""
+        kind = request.address_type
+        if kind is not AddressType.UNTRANSLATED and context.tt is not TranslationType.TRANSLATE_ATS:
+            return FaultReason.REQUEST_BLOCKED
+        if kind is AddressType.TRANSLATED:
+            return FaultReason.INTERRUPT_RANGE if in_interrupt_range(request.iova) else None
+        return self.walker.address_refusal(context, request.iova)
+
     def _fetch_mapping(self, context: Context, request: DmaRequest) -> Mapping:
         """A mapping from the tables; remembered if it lets the request through, or in caching mode."""
         mapping = self.walker.mapping(context, request.iova)
@@ -329,8 +338,9 @@ class RemappingUnit:
 
 
 def _is_interrupt(request: DmaRequest) -> bool:
-    """A write of 4 aligned bytes in the interrupt range is a message, which no table translates."""
-    return request.access is Direction.WRITE and request.length == 4 and not request.iova % 4
+    """An untranslated write of 4 aligned bytes in the interrupt range is a message, which no table translates."""
+    untranslated = request.address_type is AddressType.UNTRANSLATED
+    return untranslated and request.access is Direction.WRITE and request.length == 4 and not request.iova % 4
 
 
 def _unwatched(unit: RemappingUnit, command: str) -> None:
