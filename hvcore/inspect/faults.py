@@ -55,7 +55,10 @@ class Fault(Record):
 
 
 def read_faults(units: Iterable[UnitReader]) -> Records[Fault]:
-    """The faults that are recorded and not yet cleared, unit by unit, in the order they were recorded."""
+    """The faults that are recorded and not yet cleared, unit by unit, from record FSTS.FRI on, as software goes through them.
+
+    That is the order they were recorded in, unless software cleared some of a unit's records and left others pending.
+    """
     faults: list[Fault] = []
     lost: list[str] = []
     for unit in units:

@@ -64,7 +64,7 @@ def any_root(r: Random) -> int:
     return 0x8000 | (1 << r.choice((3, 11, 40, 51, 52, 63)) if r.random() < 0.1 else 0)
 
 
-@settings(max_examples=120)
+@settings(max_examples=200)
 @given(st.integers(0, 1 << 48))
 def test_all_ways_agree(seed):
     """Of requests of one byte, with nothing in the caches: there every way answers from the tables as they are now."""
@@ -73,7 +73,7 @@ def test_all_ways_agree(seed):
     bench.unit.ideal_caches = True
     if r.random() < 0.5:
         bench.enable(any_root(r))
-    requests = [(r.choice(SOURCES), any_iova(r, r.random() < 0.5), r.choice(("read", "write"))) for _ in range(12)]
+    requests = [(r.choice(SOURCES), any_iova(r, r.random() < 0.5), r.choice(("read", "write"))) for _ in range(20)]
     truth = [asked_of(bench, request) for request in requests]
     assert as_arrays(bench, requests) == truth
     assert [explained(bench, request) for request in requests] == truth
