@@ -13,7 +13,7 @@ PROGRAMS := gcc:gcc ld:binutils qemu-system-x86_64:qemu-system-x86 iasl:acpica-t
 APT_GET  := DEBIAN_FRONTEND=noninteractive apt-get -q -y
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup tools lab voila test lint images bench fuzz report notebooks lock clean distclean
+.PHONY: help setup tools lab voila test lint images bench bench-browser fuzz report notebooks lock clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make notebooks  the course in English and Japanese from notebooks/source, executed'
 	@echo 'make bench    speed beside plain C and beside `import pandas`'
 	@echo 'make fuzz     parsers, readers and devices under random input; `make fuzz MINUTES=60` for an hour'
+	@echo 'make bench-browser   the page map and the workbench, measured in Chromium'
 	@echo 'make images   builds the lab guest with gcc'
 	@echo 'make lint     ruff and mypy only'
 	@echo 'make setup    the environment only ($(VENV), exactly the versions of requirements.lock)'
@@ -59,7 +60,7 @@ lab: $(STAMP)
 # A page that is closed ends its kernel; one whose browser is gone without a word is ended after half an hour.  For others: ADDRESS=0.0.0.0
 ADDRESS := 127.0.0.1
 voila: $(STAMP)
-	JUPYTER_PATH=$(CURDIR)/classroom $(BIN)/voila notebooks/workbench-app.ipynb --template=hvlab --no-browser --Voila.ip=$(ADDRESS) \
+	JUPYTER_PATH=$(CURDIR)/widgets $(BIN)/voila notebooks/workbench-app.ipynb --template=hvlab --no-browser --Voila.ip=$(ADDRESS) \
 		--MappingKernelManager.cull_idle_timeout=1800 --MappingKernelManager.cull_interval=60 $(VOILA)
 
 test: $(STAMP) tools lint
@@ -75,6 +76,10 @@ images:
 
 bench: $(STAMP)
 	$(BIN)/python -m bench
+
+bench-browser: $(STAMP) tools
+	$(BIN)/python -m bench.browser
+	$(BIN)/python -m bench.workbench
 
 MINUTES := 10
 fuzz: $(STAMP)

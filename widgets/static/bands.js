@@ -132,6 +132,7 @@ class Bands {
   label(lane, n, count) {
     const { surface } = this, middle = this.top(n) + BAND / 2, { dpr } = surface;
     surface.line(0, middle, this.width, middle, { dash: [3, 3], under: true });
+    if (lane.words === "nothing") surface.text("empty", 8, middle - 3);
     const parts = stretches(this.shades[n], count);
     const specks = parts.filter(([shade, a, b], i) => shade === MIXED && b - a <= 2 && parts[i - 1]?.[0] === parts[i + 1]?.[0]);
     for (const [shade, a, b] of parts) {
