@@ -39,8 +39,9 @@ def serves(origin: str) -> bool:
 def app(tmp_path: Path) -> Iterator[tuple[str, int]]:
     """Where the app is served, and the process id of what `make` runs for it."""
     port = free_port()
+    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     recipe = subprocess.run(["make", "-n", "-o", ".venv/.installed", "voila", f"VOILA=--port={port}"], cwd=ROOT, check=True, text=True,
-                            capture_output=True).stdout
+                            capture_output=True, env=alone).stdout
     names = ["JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"]
     setting, *command = shlex.split(recipe.replace("\\\n", " "))
     environment = os.environ | {name: str(tmp_path / name) for name in names} | dict([setting.split("=", 1)])

@@ -73,8 +73,9 @@ def test_mapping_all_ram_costs_tables_and_superpages_do_not(workbench):
     assert "Out of memory" in rows[1][4]
 
 
-def test_the_three_views_are_pictures_with_words(workbench):
-    said_by = {"e820_view(run)": "usable for the guest", "domains_view(run)": "in domain 0", "permissions_view(run)": "domain 0: "}
+def test_the_views_are_pictures_with_words(workbench):
+    said_by = {"run.e820.figure()": "usable for the guest", "run.domains.figure()": "in domain 0", "run.permissions.figure()": "domain 0: ",
+               "PageMap(run": "domain 0: ", "chosen = Selection()": "blocked", "run.history.figure()": "TE on"}
     for call, said in said_by.items():
         assert said in output(workbench, call)
         assert "<svg" in output(workbench, call, "text/html")
