@@ -224,7 +224,7 @@ def read_domains(reader: MemoryReader, units: Iterable[UnitReader], host_address
         if unit.root_table is None:
             notes.append(f"The unit at {unit.base:#x} has no root table.")
         elif not unit.legacy:
-            notes.append(f"The unit at {unit.base:#x} is not in legacy mode (RTADDR {unit.rtaddr:#x}); only legacy mode is decoded.")
+            notes.append(f"The unit at {unit.base:#x} is not in legacy mode (RTADDR {unit.root:#x}); only legacy mode is decoded.")
         else:
             part = _domains(reader, unit.root_table, unit, host_address_width)
             domains += part

@@ -126,7 +126,7 @@ class _Way:
         if pair is None:
             return FaultReason.ROOT_TABLE_UNREACHABLE, "no memory is there"
         if not self.unit.legacy:
-            return FaultReason.ROOT_TABLE_UNREACHABLE, f"RTADDR {self.unit.rtaddr:#x} is not in legacy mode"
+            return FaultReason.ROOT_TABLE_UNREACHABLE, f"RTADDR {self.unit.root:#x} is not in legacy mode"
         if not pair[0] & 1:
             return FaultReason.ROOT_NOT_PRESENT, "P is clear: nothing is set up for this bus"
         reserved = pair[0] & (vtd.ROOT_RESERVED[0] | self.high_bits)

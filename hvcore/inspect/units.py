@@ -52,8 +52,8 @@ class Unit(Record):
     """One remapping unit as its registers are.
 
     `base` is the host-physical register base; `devices` the requester ids that it covers by the DMAR table's scopes, those included that a
-    bridge puts in place of the devices' own; `ver` the version register, `haw` the table's host address width in bits, both None where
-    not known.
+    bridge puts in place of the devices' own; `ver` the version register, `haw` the table's host address width in bits, `latched` what SRTP
+    took from RTADDR, each None where not known.
     """
 
     base: int
@@ -66,6 +66,7 @@ class Unit(Record):
     devices: tuple[int, ...]
     ver: int | None = None
     haw: int | None = None
+    latched: int | None = None
 
     title = "Remapping units"
     legend = "register base and root table host-physical; widths in bits"
@@ -89,13 +90,18 @@ class Unit(Record):
     def root_table(self) -> int | None:
         """Host-physical root table that walks start from; None where none was set (GSTS.RTPS clear) and none is used."""
         if vtd.GSTS.get(self.gsts, "RTPS"):
-            return self.rtaddr & vtd.RTADDR["RTA"].mask
+            return self.root & vtd.RTADDR["RTA"].mask
         return 0 if self.translating else None
 
     @property
+    def root(self) -> int:
+        """The root-table register as walks use it: what was latched, where that is known, whatever software wrote to RTADDR since."""
+        return self.rtaddr if self.latched is None else self.latched
+
+    @property
     def legacy(self) -> bool:
-        """Whether RTADDR.TTM says legacy mode, the only one that is decoded."""
-        return not vtd.RTADDR.get(self.rtaddr, "TTM")
+        """Whether the root-table register's TTM says legacy mode, the only one that is decoded."""
+        return not vtd.RTADDR.get(self.root, "TTM")
 
     @property
     def mgaw(self) -> int:
@@ -180,6 +186,7 @@ _DETAILS: tuple[tuple[str, str, Callable[[Unit], object]], ...] = (
     ("x2APIC interrupts", "ECAP.EIM", _ecap("EIM")),
     ("translation", "GSTS.TES", lambda u: "on" if u.translating else "off"),
     ("root table", "RTADDR.RTA", lambda u: show.address(u.root_table) or "none"),
+    ("written since, not latched", "RTADDR", lambda u: "" if u.root == u.rtaddr else show.address(u.rtaddr)),
     ("table mode", "RTADDR.TTM", lambda u: "legacy" if u.legacy else "not legacy"),
     ("queued invalidation", "GSTS.QIES", lambda u: u.queue),
     ("messages", "GSTS.IRES", lambda u: u.interrupts),
@@ -212,10 +219,13 @@ def _fields(register: Register, value: int) -> str:
 
 
 def read_unit(unit: UnitReader, devices: Iterable[int] = (), haw: int | None = None) -> Unit:
-    """One unit's record; `devices` are the requester ids that its scopes cover, `haw` the platform's host address width in bits."""
+    """One unit's record; `devices` are the requester ids that its scopes cover, `haw` the platform's host address width in bits.
+
+    No register tells what SRTP latched; a unit that can be asked has it as `root`.
+    """
     d = unit.description
     return Unit(d.base, d.segment, d.include_all, read_register(unit, "CAP"), read_register(unit, "ECAP"), read_register(unit, "GSTS"),
-                read_register(unit, "RTADDR"), tuple(devices), read_register(unit, "VER"), haw)
+                read_register(unit, "RTADDR"), tuple(devices), read_register(unit, "VER"), haw, getattr(unit, "root", None))
 
 
 def read_units(units: Iterable[UnitReader], devices_of: Callable[[int], Iterable[int]] | None = None, haw: int | None = None) -> Records[

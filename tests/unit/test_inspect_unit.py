@@ -315,3 +315,15 @@ def test_what_the_budget_did_not_reach_says_so(monkeypatch: pytest.MonkeyPatch) 
     assert (first.mapped, first.problem) == (2 << 20, None)
     assert second.mapped == 0
     assert str(second.problem).startswith("not scanned")
+
+
+def test_a_root_table_that_was_written_but_not_latched_is_not_walked(simple: Setup) -> None:
+    simple.unit.mmio_write(0x20, 8, 0x5000)
+    unit = read_unit(simple.unit)
+    assert (unit.rtaddr, unit.root_table) == (0x5000, ROOT)
+    assert explain(simple.memory, simple.unit, NVME, 0x1000, "read").host == simple.request(0x1000) == 0x1000
+    assert [d.devices for d in read_domains(simple.memory, [simple.unit])] == [(NVME,)]
+    assert any("0x5000" in detail.value for detail in unit.details if detail.what == "written since, not latched")
+    simple.unit.mmio_write(0x18, 4, vtd.GCMD["TE"].mask | vtd.GCMD["SRTP"].mask)
+    assert read_unit(simple.unit).root_table == 0x5000
+    assert explain(simple.memory, simple.unit, NVME, 0x1000, "read").reason == 1
