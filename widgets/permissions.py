@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
+from textwrap import wrap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,8 @@ FEW = 1500
 TOLD = 64
 """Runs of a lane in the table."""
 LANE, PITCH = 30.0, 42.0
+NAME = 15
+"""Characters of a lane's name that fit on a line before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +160,15 @@ def _outline(lane: Lane) -> Iterator[tuple[int, int]]:
         yield int(lane.runs.start[0]), int(lane.runs.end[-1])
 
 
+def _name_lane(drawing: Drawing, name: str, top: float) -> None:
+    """The lane's name before it, on as many lines as it takes."""
+    lines = wrap(name, NAME) or [""]
+    for i, words in enumerate(lines):
+        drawing.text(LEFT - 8, top + LANE / 2 + 4 + 12 * (i - (len(lines) - 1) / 2), words, anchor="end", bold=True)
+
+
 def _lane(drawing: Drawing, place: Scale, name: str, pieces: Iterable[Piece], top: float, space: str = "physical") -> None:
-    drawing.text(LEFT - 8, top + LANE / 2 + 4, name, anchor="end", bold=True)
+    _name_lane(drawing, name, top)
     drawing.line(LEFT, top + LANE / 2, RIGHT, top + LANE / 2, dashed=True)
     for piece in pieces:
         x, end = place(piece.start), place(piece.end)
