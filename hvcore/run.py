@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import outcome
-from .errors import BadTable, HvlabError
+from .errors import BadTable, HvlabError, quoted
 from .figures import attach, attach_differences
 from .inspect.cached import CachedDomain, read_cached
 from .inspect.diff import Change, diff_runs
@@ -320,9 +320,14 @@ class Run:
         return look(self._machine.pc.memory, address, self.e820, self.domains, parts, self._nested_root(), self.units, self.dmar)
 
     def explain(self, fault: Fault) -> Explanation:
-        """The way of a DMA or an interrupt message that faulted, step by step through the tables as they are now."""
+        """The way of a DMA or an interrupt message that faulted, step by step through the tables as they are now.
+
+        Raises HvlabError for what is no fault record of this machine's units.
+        """
         self._must_live("its tables are gone")
         pc = self._machine.pc
+        if not isinstance(fault, Fault) or fault.unit not in {u.base for u in pc.units}:
+            raise HvlabError(f"{quoted(fault)} is no fault of this machine: give one of run.faults, or ask what_if(source, iova)")
         return explain_fault(pc.memory, {u.base: u for u in pc.units}, fault, self._machine.description.host_address_width)
 
     def what_if(self, source: int, iova: int, access: str = "read", segment: int = 0) -> Explanation:

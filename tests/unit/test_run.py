@@ -1,5 +1,7 @@
 """A run: read anew while it is the machine's current one, kept when the machine boots again, shown in every form."""
 
+from dataclasses import replace
+
 import pytest
 
 from hvcore import Config, Machine
@@ -90,6 +92,14 @@ def test_the_cpu_sees_a_blank_page_in_place_of_the_core(machine):
     assert {r.start + r.offset for r in hidden} == {VMM + 0x8000}
     assert {r.perm for r in hidden} == {"rx"}
     assert machine.pc.memory.read(VMM + 0x8000, 4096) == bytes(4096)
+
+
+def test_what_is_no_fault_is_told_in_a_sentence(machine):
+    run = machine.boot()
+    with pytest.raises(HvlabError, match=r"'x' is no fault of this machine: give one of run\.faults"):
+        run.explain("x")
+    with pytest.raises(HvlabError, match="is no fault of this machine"):
+        run.explain(replace(run.faults[0], unit=0xFED00000))
 
 
 def test_a_closed_machine_keeps_its_last_run():
