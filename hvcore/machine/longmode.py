@@ -27,9 +27,17 @@ def translate(memory: Memory, root: int, address: int) -> int | None:
 
 
 def translate_nested(memory: Memory, cr3: int, n_cr3: int, address: int) -> int | None:
-    """Host-physical address of a guest-virtual one, through the guest's tables and then the nested ones.
-
-    The guest's tables are read where the nested tables map each of them to itself; elsewhere the address counts as unmapped.
-    """
-    physical = translate(memory, cr3, address)
-    return None if physical is None else translate(memory, n_cr3, physical)
+    """Host-physical address of a guest-virtual one: by the guest's tables, which lie at guest-physical addresses, and the nested ones."""
+    table: int | None = translate(memory, n_cr3, cr3 & ADDRESS)
+    for level in (3, 2, 1, 0):
+        shift = 12 + 9 * level
+        at = None if table is None else table + 8 * (address >> shift & 511)
+        if at is None or not memory.backed(at, 8):
+            return None
+        entry = memory.read64(at)
+        if not entry & PRESENT:
+            return None
+        if level == 0 or level < 3 and entry & LARGE:
+            return translate(memory, n_cr3, (entry & ADDRESS) >> shift << shift | address & (1 << shift) - 1)
+        table = translate(memory, n_cr3, entry & ADDRESS)
+    return None

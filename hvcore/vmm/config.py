@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import BadConfig, quoted
 
-__all__ = ["MAP_ENDS", "PROFILES", "QUIRKS", "Config", "parse_settings"]
+__all__ = ["MAP_ENDS", "PROFILES", "QUIRKS", "SWITCHES", "Config", "parse_settings"]
 
 QUIRKS = {
     "AGAW_FROM_LAST_UNIT":
@@ -19,6 +19,13 @@ QUIRKS = {
     "ZAPPED_SIGNATURE_ASSERT":
         "the parse zaps the DMAR's signature, so the second look-up trips an assertion (the public source of 2026-05 does not start with "
         "VTD_TRANS for this; the measured one had the line mended)",
+    "VISIBLE_VTD_REGS":
+        "the units' registers are not withheld from the guest, which can clear TE by one store (HIDE_VTD_REGS=y is the mend)",
+    "DRIVER_IN_ITS_OWN_HOLE":
+        "the NVMe driver registers no memory for its device, so its shadow queues lie in domain 0's hole: reason 6, then a panic",
+    "IGNORED_OUT_OF_MEMORY":
+        "dmar_map_page's -ENOMEM is ignored: where the heap ends the rest stays unmapped, in silence (the measured one panics in the "
+        "allocator before that)",
 }
 """Bugs of the real one, each with its story.  A profile has some; QUIRKS=A,B names them one by one."""
 
@@ -29,9 +36,10 @@ MAP_ENDS = {
 }
 
 PROFILES: dict[str, dict[str, Any]] = {
-    "bitvisor": {"IOMMU_MAP_END": "4gib", "IOMMU_SUPERPAGES": False, "HIDE_VTD_REGS": False,
-                 "QUIRKS": frozenset({"AGAW_FROM_LAST_UNIT", "SCOPE_BY_EXACT_FUNCTION"})},
-    "mended": {"IOMMU_MAP_END": "ram", "IOMMU_SUPERPAGES": True, "HIDE_VTD_REGS": True, "QUIRKS": frozenset()},
+    "bitvisor": {"IOMMU_MAP_END": "4gib", "IOMMU_SUPERPAGES": False, "INTERRUPT_REMAPPING": False, "EARLY_PROTECTION": False,
+                 "QUIRKS": frozenset({"AGAW_FROM_LAST_UNIT", "DRIVER_IN_ITS_OWN_HOLE", "SCOPE_BY_EXACT_FUNCTION", "VISIBLE_VTD_REGS"})},
+    "mended": {"IOMMU_MAP_END": "ram", "IOMMU_SUPERPAGES": True, "INTERRUPT_REMAPPING": True, "EARLY_PROTECTION": True,
+               "QUIRKS": frozenset()},
 }
 """What a profile sets; an option given by name comes before it."""
 
@@ -41,17 +49,24 @@ class Config:
     """Options of the core.  What is not given comes from the profile.
 
     PROFILE `bitvisor` behaves as the measured one, bugs included; `mended` as it should be.  VTD_TRANS drives the remapping units (on by
-    default here; BitVisor's own default is off).  DISABLE_VTD switches the units off where VTD_TRANS does not use them.  IOMMU_MAP_END
-    says how far domain 0 reaches, IOMMU_SUPERPAGES maps 2 MiB pages above 4 GiB, HIDE_VTD_REGS withholds the units' registers from the
-    guest's CPU, VMM_SIZE_MIB is the core's own memory (a multiple of 4), QUIRKS are bugs by name.
+    default here; BitVisor's own default is off).  DISABLE_VTD switches the units off where VTD_TRANS does not use them, and with
+    DMAR_PASS_THROUGH, which excludes VTD_TRANS, the guest drives them under the core's eyes.  IOMMU_MAP_END says how far domain 0 reaches,
+    IOMMU_SUPERPAGES maps 2 MiB pages above 4 GiB, HIDE_VTD_REGS withholds the units' registers from the guest's CPU.  EARLY_PROTECTION
+    closes the core's memory to devices before anything lies in it, INTERRUPT_REMAPPING lets no interrupt of a device through that the core
+    has not allowed.  NVME_DRIVER puts the core's own driver between the guest and the first NVMe controller; it encrypts a part of the
+    disk.  VMM_SIZE_MIB is the core's own memory (a multiple of 4), QUIRKS are bugs by name.
     """
 
     PROFILE: str = "bitvisor"
     VTD_TRANS: bool = True
     DISABLE_VTD: bool = True
+    DMAR_PASS_THROUGH: bool = False
     IOMMU_MAP_END: str = None            # type: ignore[assignment]
     IOMMU_SUPERPAGES: bool = None        # type: ignore[assignment]
     HIDE_VTD_REGS: bool = None           # type: ignore[assignment]
+    EARLY_PROTECTION: bool = None        # type: ignore[assignment]
+    INTERRUPT_REMAPPING: bool = None     # type: ignore[assignment]
+    NVME_DRIVER: bool = False
     VMM_SIZE_MIB: int = 128
     QUIRKS: frozenset[str] = None        # type: ignore[assignment]
 
@@ -61,13 +76,29 @@ class Config:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         for f in fields(self):
-            object.__setattr__(self, f.name, _checked(f.name, getattr(self, f.name)))
+            if f.name != "HIDE_VTD_REGS" or self.HIDE_VTD_REGS is not None:
+                object.__setattr__(self, f.name, _checked(f.name, getattr(self, f.name)))
+        self._settle_registers()
+        if self.DMAR_PASS_THROUGH and (self.VTD_TRANS or not self.DISABLE_VTD):
+            raise BadConfig("DMAR_PASS_THROUGH=y gives the units to the guest: it needs VTD_TRANS=n and DISABLE_VTD=y")
+
+    def _settle_registers(self) -> None:
+        """HIDE_VTD_REGS and its quirk are two names of one thing: the option, where it is given, decides."""
+        visible = "VISIBLE_VTD_REGS" in self.QUIRKS if self.HIDE_VTD_REGS is None else not self.HIDE_VTD_REGS
+        object.__setattr__(self, "HIDE_VTD_REGS", not visible)
+        quirks = self.QUIRKS - {"VISIBLE_VTD_REGS"}
+        object.__setattr__(self, "QUIRKS", quirks | {"VISIBLE_VTD_REGS"} if visible else quirks)
 
     def change(self, **options: Any) -> "Config":
         """A copy with other values; a new PROFILE brings its own for all that is not named."""
         _known(options)
         if "PROFILE" in options and options["PROFILE"] != self.PROFILE:
-            options = dict.fromkeys(PROFILES["bitvisor"]) | options
+            options = dict.fromkeys([*PROFILES["bitvisor"], "HIDE_VTD_REGS"]) | options
+        elif "QUIRKS" in options:
+            options = {"HIDE_VTD_REGS": None} | options
+        for name, other in (("DMAR_PASS_THROUGH", "VTD_TRANS"), ("VTD_TRANS", "DMAR_PASS_THROUGH")):
+            if other not in options and name in options and _checked(name, options[name]):
+                options[other] = False
         return replace(self, **options)
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,12 +115,16 @@ def _text(value: Any) -> str:
     return ",".join(value) or "none" if isinstance(value, list) else str(value)
 
 
+SWITCHES = ("VTD_TRANS", "DISABLE_VTD", "DMAR_PASS_THROUGH", "IOMMU_SUPERPAGES", "HIDE_VTD_REGS", "EARLY_PROTECTION",
+            "INTERRUPT_REMAPPING", "NVME_DRIVER")
+"""Options that take y or n."""
+
 _BOOLEANS = {"y": True, "yes": True, "true": True, "on": True, "1": True, "n": False, "no": False, "false": False, "off": False, "0": False}
 
 
 def _checked(name: str, value: Any) -> Any:
     """The value as the option holds it, from a Python value or its spelling on a command line."""
-    if name in ("VTD_TRANS", "DISABLE_VTD", "IOMMU_SUPERPAGES", "HIDE_VTD_REGS"):
+    if name in SWITCHES:
         if isinstance(value, str) and value.lower() in _BOOLEANS:
             return _BOOLEANS[value.lower()]
         if not isinstance(value, bool):

@@ -13,13 +13,14 @@ from ..spec.bits import align_up
 from ..spec.e820 import E820Entry
 from ..spec.linuxboot import Elf
 from ..spec.svm import ControlArea
-from . import dmar, iommu, nested
+from . import dmar, iommu, nested, protection
 from .config import Config
 from .exits import GUARDED_MSRS, Exits
 from .guest import GuestStart, load_guest
 from .heap import Heap, Panic
 from .layout import HEAP, SECRET_SIZE, Data, Part
 from .memmap import FOUR_GIB, choose_region, guest_map
+from .mmio import Trap
 from .pci import find_devices, with_aliases
 from .platform import Console, Platform
 from .vmcb import fresh_vmcb, msr_permissions
@@ -28,6 +29,8 @@ __all__ = ["Core"]
 
 _HOST_GDT = (0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0)
 RSI = 6
+_RESERVE = 256
+"""Pages that a domain whose tables do not fit leaves to the rest of the core, where it does not give up for that."""
 
 
 def _no_progress(_phase: str) -> None:
@@ -53,6 +56,8 @@ class Core:
         self.base: int | None = None
         self.boot_params: int | None = None
         self.heap: Heap | None = None
+        self.traps: list[Trap] = []
+        self.pollers: list[Callable[[], None]] = []
 
     def boot(self, elf: Elf, command_line: str) -> Exits:
         """Everything up to the first VMRUN; the platform's processor then stands at the stub.  Raises Panic, whose message is printed."""
@@ -76,24 +81,30 @@ class Core:
             self.console.print("Out of memory.")
             raise
         self.console.print(f"VMM will use 0x{base:08X}-0x{base + self.size:08X} ({self.size >> 20} MiB).")
-        self.lay_out(base)
+        self.memory.u8(base, HEAP)[:] = 0
         self.heap = heap = Heap(self.memory, base + HEAP, base + self.size, base + Part.DATA + Data.HEAP_NEXT)
+        early = self.config.EARLY_PROTECTION and self.config.VTD_TRANS
+        if not early:
+            self.lay_out(base)
         units = self.acpi_dmar_init()
+        unit = iommu.Iommu(self.memory, self.bus, heap, units, self.console)
+        if early:
+            protection.close(unit, (base, base + self.size))
+            self.lay_out(base)
         self.console.print("Processor 0 (BSP)")
         self.console.print("Using SVM.")
         self.console.print("Loading drivers.")
-        self.iommu_setup(units, e820, heap, base)
+        self.iommu_setup(unit, e820, heap, base)
         self.progress("guest")
         guest = guest_map(e820, base)
         start = load_guest(self.memory, elf, guest, command_line)
         self.boot_params = start.boot_params
         self.start_guest(start, heap, base, units)
         self.console.print("Starting a virtual machine.")
-        return Exits(self.platform, base)
+        return Exits(self.platform, base, self.traps, self.pollers)
 
     def lay_out(self, base: int) -> None:
         """Stub, secret, blank page and permission map into the region."""
-        self.memory.u8(base, HEAP)[:] = 0
         self.memory.write(base + Part.TEXT, stub())
         self.memory.write(base + Part.SECRET, hashlib.sha256(f"storage key of the core at {base:#x}".encode()).digest()[:SECRET_SIZE])
         self.memory.write(base + Part.MSRPM, msr_permissions(GUARDED_MSRS))
@@ -120,7 +131,7 @@ class Core:
                 self.bus.write(unit.base + 0x18, 4, 0)
         return units
 
-    def iommu_setup(self, units: list[dmar.Unit], e820: tuple[E820Entry, ...], heap: Heap, base: int) -> None:
+    def iommu_setup(self, unit: iommu.Iommu, e820: tuple[E820Entry, ...], heap: Heap, base: int) -> None:
         """Driver stage 95: domain 0, then the units."""
         self.progress("pci")
         self.console.print("PCI: finding devices...")
@@ -128,18 +139,21 @@ class Core:
         self.console.print(f"PCI: {len(functions)} devices found on PCI segment 0")
         functions = functions if "SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS else with_aliases(self.bus, functions)
         self._print_mcfg()
-        if not self.config.VTD_TRANS or not units:
+        if not self.config.VTD_TRANS or not unit.units:
             return
         self.progress("iommu tables")
-        unit = iommu.Iommu(self.memory, self.bus, heap, units, self.console)
         caps = [cap for cap, _ in unit.caps()]
         levels = iommu.address_width(caps, "AGAW_FROM_LAST_UNIT" in self.config.QUIRKS, self.console)
         self.console.print("(IOMMU) dom 0(PT Devs.) ", end="")
         root = iommu.map_domain(self.memory, heap, levels, self._map_end(e820), (base, base + self.size), self._superpages(caps),
-                                self.gate)
+                                self.gate, _RESERVE if "IGNORED_OUT_OF_MEMORY" in self.config.QUIRKS else None)
         self.console.print("... Ready.")
         self.progress("iommu on")
+        if self.config.INTERRUPT_REMAPPING:
+            protection.block_interrupts(unit)
         unit.setup(iommu.Domain(0, levels, root), functions, must_cover="SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS)
+        if self.config.EARLY_PROTECTION:
+            protection.open_up(unit)
 
     def _map_end(self, e820: tuple[E820Entry, ...]) -> int:
         """Where domain 0 ends (IOVA), by IOMMU_MAP_END."""
@@ -168,7 +182,8 @@ class Core:
         """Tables of both pagings, VMCB, data page; then the processor stands at the stub."""
         withheld = [page for unit in units for page in self._register_pages(unit)] if self.config.HIDE_VTD_REGS else []
         host = nested.build_host(self.memory, heap, base + Part.TEXT)
-        n_cr3 = nested.build_nested(self.memory, heap, (base, base + self.size), base + Part.BLANK, withheld)
+        trapped = [page for trap in self.traps for page in range(trap.start, trap.end, PAGE)]
+        n_cr3 = nested.build_nested(self.memory, heap, (base, base + self.size), base + Part.BLANK, withheld, trapped)
         self.memory.write(base + Part.VMCB, fresh_vmcb(base + Part.MSRPM, n_cr3, start.entry, start.cr3, start.gdt, start.stack))
         data = base + Part.DATA
         for offset, value in ((Data.VMCB, base + Part.VMCB), (Data.HOST, base + Part.HOST), (Data.CR3, host), (Data.N_CR3, n_cr3),

@@ -1,6 +1,6 @@
 """What the core does at each #VMEXIT.  It remembers nothing: the VMCB, the tables and the registers in memory are all it knows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ..machine.longmode import translate
 from ..spec import svm
@@ -8,6 +8,7 @@ from ..spec.svm import ControlArea, ExitCode, SaveArea, exit_name
 from .heap import Panic
 from .instruction import length_at_rip
 from .layout import Data, Part
+from .mmio import Trap, carry_out, trap_at
 from .platform import Platform
 from .vmcb import RFLAGS_IF, Vmcb
 
@@ -26,10 +27,14 @@ class GuestDead(Exception):
 
 
 class Exits:
-    """The policy of one guest on the core's region at `base` (host-physical)."""
+    """The policy of one guest on the core's region at `base` (host-physical).
 
-    def __init__(self, platform: Platform, base: int):
+    `traps` are registers that the core answers in a device's place; each of `pollers` is called whenever the core has the processor.
+    """
+
+    def __init__(self, platform: Platform, base: int, traps: Sequence[Trap] = (), pollers: Sequence[Callable[[], None]] = ()):
         self.platform, self.base, self.memory = platform, base, platform.memory
+        self.traps, self.pollers = tuple(traps), tuple(pollers)
         self.count = 0
         named: Mapping[ExitCode, Callable[[Vmcb], None]] = {
             ExitCode.HLT: self.hlt, ExitCode.MSR: self.msr, ExitCode.RDTSC: self.rdtsc, ExitCode.RDTSCP: self.rdtscp,
@@ -47,6 +52,8 @@ class Exits:
         else:
             self.count += 1
             self.handle(vmcb)
+        for poll in self.pollers:
+            poll()
         self.deliver_interrupt(vmcb)
 
     def handle(self, vmcb: Vmcb) -> None:
@@ -133,8 +140,13 @@ class Exits:
         vmcb.inject_exception(INVALID_OPCODE)
 
     def nested_page_fault(self, vmcb: Vmcb) -> None:
-        """A write to the blank page behind which the core hides is lost, as writes to a ROM are; anything else should not happen."""
+        """An access to registers that the core answers; or a write to the blank page behind which it hides, which is lost, as writes to a
+        ROM are.  Anything else should not happen."""
         address = vmcb.get(ControlArea.EXITINFO2)
+        if trap := trap_at(self.traps, address):
+            if why := carry_out(self.memory, vmcb, trap, address):
+                raise GuestDead(f"the access to {address:#x} at RIP {vmcb.get(SaveArea.RIP):#x} cannot be carried out: {why}")
+            return
         root = self.memory.read64(self.base + Part.DATA + Data.N_CR3)
         page = translate(self.memory, root, address & ~0xFFF)
         if page != self.base + Part.BLANK:

@@ -62,7 +62,7 @@ class Iommu:
         for unit in self.units:
             self.flush_all(unit)
         for unit in self.units:
-            self._command(unit, vtd.GCMD["TE"].mask)
+            self.command(unit, vtd.GCMD["TE"].mask)
 
     def _covered(self, function: Function) -> bool:
         unit = matched_unit(self.units, function.source)
@@ -74,7 +74,7 @@ class Iommu:
         """An empty root table for one unit, latched by SRTP; old faults cleared, fault events unmasked.  Returns the root table."""
         root = self.heap.alloc_page()
         self.bus.write(unit.base + _RTADDR, 8, root)
-        self._command(unit, vtd.GCMD["SRTP"].mask)
+        self.command(unit, vtd.GCMD["SRTP"].mask)
         record = unit.base + vtd.frcd_offset(self.read64(unit, _CAP)) + 8
         self.bus.write(record, 8, self.bus.read(record, 8))
         self.bus.write(unit.base + _FSTS, 4, _FAULT_BITS)
@@ -104,18 +104,25 @@ class Iommu:
     def flush_all(self, unit: Unit) -> None:
         """Context cache, then IOTLB, both globally; the latter with drains."""
         self.bus.write(unit.base + _CCMD, 8, vtd.CCMD.make(ICC=1, CIRG=1))
-        self._wait(unit, _CCMD, 8, vtd.CCMD["ICC"].mask, 0)
+        self.wait(unit, _CCMD, 8, vtd.CCMD["ICC"].mask, 0)
         iotlb = vtd.iotlb_offset(self.read64(unit, _ECAP)) + 8
         self.bus.write(unit.base + iotlb, 8, vtd.IOTLB.make(IVT=1, IIRG=1, DR=1, DW=1))
-        self._wait(unit, iotlb, 8, vtd.IOTLB["IVT"].mask, 0)
+        self.wait(unit, iotlb, 8, vtd.IOTLB["IVT"].mask, 0)
 
-    def _command(self, unit: Unit, bit: int) -> None:
+    def command(self, unit: Unit, bit: int) -> None:
         """One GCMD bit over the sticky ones that are set, then waits for it in GSTS."""
         sticky = self.bus.read(unit.base + _GSTS, 4) & 0x96FFFFFF
         self.bus.write(unit.base + _GCMD, 4, sticky | bit)
-        self._wait(unit, _GSTS, 4, bit, bit)
+        self.wait(unit, _GSTS, 4, bit, bit)
 
-    def _wait(self, unit: Unit, offset: int, width: int, bits: int, wanted: int) -> None:
+    def withdraw(self, unit: Unit, bit: int) -> None:
+        """Clears one sticky GCMD bit, then waits until GSTS shows it clear."""
+        sticky = self.bus.read(unit.base + _GSTS, 4) & 0x96FFFFFF
+        self.bus.write(unit.base + _GCMD, 4, sticky & ~bit)
+        self.wait(unit, _GSTS, 4, bit, 0)
+
+    def wait(self, unit: Unit, offset: int, width: int, bits: int, wanted: int) -> None:
+        """Reads a register of a unit until `bits` of it are `wanted`; panics where that does not come."""
         for _ in range(1000):
             if self.bus.read(unit.base + offset, width) & bits == wanted:
                 return
@@ -157,16 +164,18 @@ def _open() -> None:
 
 
 def map_domain(memory: Memory, heap: Heap, levels: int, end: int, hole: tuple[int, int], superpages: bool,
-               gate: Callable[[], None] = _open) -> int:
+               gate: Callable[[], None] = _open, reserve: int | None = None) -> int:
     """Maps [0, end) to itself, read and write, but the half-open `hole` (below 4 GiB) without access; returns the table's root.
 
     4 KiB leaves, above 4 GiB 2 MiB ones with `superpages`.  Pages come from the heap in the order a walk from the root for each frame
     would take them.  Panics when the heap is exhausted; what was built up to there stays, as it would.  What lies beyond the reach
-    of `levels` is left out.  `gate` is passed at every GiB.
+    of `levels` is left out.  `gate` is passed at every GiB.  With a `reserve` the tables leave so many pages in the heap, and what does not
+    fit stays unmapped, in silence.
     """
     plan = _Plan(min(end, 1 << 12 + 9 * levels), superpages)
-    pages = heap.alloc_pages(plan.tables(levels))
-    complete = len(pages) == plan.tables(levels)
+    wanted = plan.tables(levels)
+    pages = heap.alloc_pages(wanted if reserve is None else min(wanted, max(heap.free - reserve, 0)))
+    complete = len(pages) == wanted or reserve is not None
     if not len(pages):
         raise Panic("mm_page_alloc(0): Out of memory")
     _fill(memory, pages, plan, levels, hole, gate)

@@ -4,6 +4,8 @@ The guest sees physical memory as it is (guest-physical = host-physical) but for
 read-only.  Units' registers are withheld in the same way where the configuration says so.
 """
 
+from collections.abc import Iterable
+
 from ..machine.cpu import PHYSICAL_BITS
 from ..machine.longmode import ADDRESS, LARGE, PRESENT
 from ..machine.memory import PAGE, Memory
@@ -64,9 +66,10 @@ def build_host(memory: Memory, heap: Heap, text: int) -> int:
     return tables.root
 
 
-def build_nested(memory: Memory, heap: Heap, region: tuple[int, int], blank: int, withheld: list[int]) -> int:
+def build_nested(memory: Memory, heap: Heap, region: tuple[int, int], blank: int, withheld: Iterable[int] = (),
+                 trapped: Iterable[int] = ()) -> int:
     """The guest's nested tables: everything the processor reaches, to itself; the core's half-open `region` and the `withheld` pages as
-    the blank page, read-only.  Returns the root."""
+    the blank page, read-only; the `trapped` pages absent.  Returns the root."""
     tables = Tables(memory, heap)
     for address in range(0, REACH, GIB):
         tables.map(address, address, P | W | U, 2)
@@ -76,4 +79,6 @@ def build_nested(memory: Memory, heap: Heap, region: tuple[int, int], blank: int
         tables.point(address, curtain, P | W | U, 1)
     for page in withheld:
         tables.map(align_down(page, PAGE), blank, P | U, 0)
+    for page in trapped:
+        memory.write64(tables.slot(page, 0), 0)
     return tables.root
