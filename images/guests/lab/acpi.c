@@ -38,6 +38,60 @@ static bool find_rsdp(struct rsdp *rsdp, u64 *address)
 	return false;
 }
 
+/* The root table and the width of its entries; false where there is none. */
+static bool find_root(u64 *address, unsigned *width)
+{
+	struct rsdp rsdp;
+	u64 at;
+
+	if (!find_rsdp(&rsdp, &at))
+		return false;
+	*width = rsdp.revision && rsdp.xsdt ? 8 : 4;
+	*address = *width == 8 ? rsdp.xsdt : rsdp.rsdt;
+	return true;
+}
+
+u64 acpi_table(unsigned index)
+{
+	struct table root;
+	unsigned width;
+	u64 at, entry;
+
+	if (!find_root(&at, &width) || !try_copy(&root, at, sizeof(root)) || root.length > PAGE
+	    || sizeof(root) + (index + 1) * width > root.length || !try_read(at + sizeof(root) + index * width, width, &entry))
+		return 0;
+	return entry;
+}
+
+enum { FIRST_STRUCTURE = 48, DRHD_SIZE = 16, DRHD_BASE = 8, LONGEST = 0x10000 };
+
+/* A DMAR by its signature, or what is left of one when a hypervisor has cleared the first letter or all four. */
+static bool is_dmar(const struct table *t)
+{
+	return !memcmp(t->signature, "DMAR", 4) || !memcmp(t->signature, "\0MAR", 4) || !memcmp(t->signature, "\0\0\0", 4);
+}
+
+unsigned dmar_units(u64 *units, unsigned most)
+{
+	unsigned count = 0;
+	struct table t;
+	u64 table;
+
+	for (unsigned i = 0; (table = acpi_table(i)); i++) {
+		u64 kind, size;
+
+		if (!try_copy(&t, table, sizeof(t)) || !is_dmar(&t) || t.length > LONGEST)
+			continue;
+		for (u64 at = FIRST_STRUCTURE; at + DRHD_SIZE <= t.length && count < most; at += size) {
+			if (!try_read(table + at, 2, &kind) || !try_read(table + at + 2, 2, &size) || size < DRHD_SIZE)
+				break;
+			if (!kind && try_read(table + at + DRHD_BASE, 8, &units[count]))
+				count++;
+		}
+	}
+	return count;
+}
+
 static void print_table(u64 address)
 {
 	struct table t;
@@ -54,21 +108,16 @@ static void print_table(u64 address)
 void acpi_print(void)
 {
 	struct rsdp rsdp;
-	struct table root;
-	u64 at, entry;
 	unsigned width;
+	u64 at;
 
 	if (!find_rsdp(&rsdp, &at)) {
 		print("acpi: no RSDP in 0x%x-0x%x\n", BIOS_START, BIOS_END - 1);
 		return;
 	}
 	print("RSDP 0x%016lx %06x (v%02u)\n", at, rsdp.revision ? rsdp.length : RSDP_V1_SIZE, rsdp.revision);
-	width = rsdp.revision && rsdp.xsdt ? 8 : 4;
-	at = width == 8 ? rsdp.xsdt : rsdp.rsdt;
+	find_root(&at, &width);
 	print_table(at);
-	if (!try_copy(&root, at, sizeof(root)) || root.length > PAGE)
-		return;
-	for (u32 offset = sizeof(root); offset + width <= root.length; offset += width)
-		if (try_read(at + offset, width, &entry))
-			print_table(entry);
+	for (unsigned i = 0; (at = acpi_table(i)); i++)
+		print_table(at);
 }

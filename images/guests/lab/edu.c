@@ -15,17 +15,30 @@ static bool idle(void *unused)
 	return !(read32(registers + COMMAND) & START);
 }
 
-static bool find(void)
+bool edu_present(void)
 {
 	const struct pci_function *f = pci_find_id(VENDOR, DEVICE);
 
-	if (!f || !f->bars[0].address || f->bars[0].address >= cpu_reach) {
-		print("dma: no edu device (1234:11e8)\n");
+	if (!f || !f->bars[0].address || f->bars[0].address >= cpu_reach)
 		return false;
-	}
 	registers = f->bars[0].address;
 	pci_command(f, 0, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
 	return true;
+}
+
+static bool find(void)
+{
+	if (edu_present())
+		return true;
+	print("dma: no edu device (1234:11e8)\n");
+	return false;
+}
+
+u16 edu_source(void)
+{
+	const struct pci_function *f = pci_find_id(VENDOR, DEVICE);
+
+	return f ? f->bus << 8 | f->device << 3 | f->function : 0;
 }
 
 static bool transfer(u64 source, u64 destination, unsigned length, unsigned direction)
@@ -107,4 +120,27 @@ void edu_write(u64 address, unsigned length, u64 pattern)
 			return;
 	}
 	print("dma: %u bytes sent to 0x%lx\n", length, address);
+}
+
+bool edu_fetch(u64 address, void *data, unsigned length)
+{
+	unsigned arrived;
+
+	return length <= CHUNK && read_known(address, length, data, &arrived) && arrived == length;
+}
+
+bool edu_store(u64 address, const void *data, unsigned length)
+{
+	if (length > CHUNK)
+		return false;
+	memcpy(bounce, data, length);
+	return to_edu((u64)bounce, length) && from_edu(address, length);
+}
+
+bool edu_buffer(void *data, unsigned length)
+{
+	if (length > CHUNK || !from_edu((u64)bounce, length))
+		return false;
+	memcpy(data, bounce, length);
+	return true;
 }

@@ -96,9 +96,14 @@ void pci_scan(void);
 const struct pci_function *pci_find_class(u32 class_code);
 const struct pci_function *pci_find_id(u16 vendor, u16 id);
 void pci_command(const struct pci_function *f, u16 clear, u16 set);
+u32 pci_config_read(const struct pci_function *f, unsigned offset);
+void pci_config_write(const struct pci_function *f, unsigned offset, u32 value);
+unsigned pci_capability(const struct pci_function *f, u8 id);
 
 /* acpi.c */
 void acpi_print(void);
+u64 acpi_table(unsigned index);
+unsigned dmar_units(u64 *units, unsigned most);
 
 /* nvme.c: the driver */
 enum { NVME_OK = 0, NVME_TIMEOUT = -4, NVME_EIO = -5, NVME_ENOMEM = -12, NVME_ENODEV = -19 };
@@ -115,6 +120,14 @@ extern struct nvme_state nvme;
 bool nvme_probe(void);
 bool nvme_io(u8 opcode, u64 lba, unsigned blocks);
 void nvme_print(void);
+bool nvme_dump(u64 address, u64 lba);
+bool nvme_load(u64 lba, u64 address);
+bool nvme_present(void);
+u16 nvme_source(void);
+bool nvme_block(u64 lba, void *data, unsigned length);
+bool nvme_fetch(u64 address, void *data, unsigned length);
+bool nvme_store(u64 address, const void *data, unsigned length);
+bool nvme_message(u64 address, u32 data);
 
 /* disk.c: the content of the lab's disk */
 enum { BLOCK = 512 };
@@ -125,6 +138,14 @@ void disk_show(u64 lba);
 /* edu.c: DMA by QEMU's teaching device */
 void edu_read(u64 address, unsigned length);
 void edu_write(u64 address, unsigned length, u64 pattern);
+bool edu_present(void);
+u16 edu_source(void);
+bool edu_fetch(u64 address, void *data, unsigned length);
+bool edu_store(u64 address, const void *data, unsigned length);
+bool edu_buffer(void *data, unsigned length);
+
+/* attack.c */
+void attack(const char *name, const char *device);
 
 /* monitor.c */
 _Noreturn void monitor(void);

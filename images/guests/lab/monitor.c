@@ -114,6 +114,22 @@ static void dma(unsigned count, char **words)
 		print("dma: r (read) or w (write), not %s\n", words[1]);
 }
 
+/* A block of memory to the disk, or a block of the disk to any memory. */
+static void nvme_transfer(char **words)
+{
+	bool dump = equal(words[1], "dump");
+	u64 address, lba;
+
+	if (!number(words[dump ? 2 : 3], &address) || !number(words[dump ? 3 : 2], &lba))
+		return;
+	if (!nvme_present() || lba >= nvme.blocks)
+		print("nvme: %s\n", nvme_present() ? "there is no such block" : "the disk is not in use");
+	else if (dump ? nvme_dump(address, lba) : nvme_load(lba, address))
+		print("nvme: block %lu %s 0x%lx\n", lba, dump ? "written from" : "read to", address);
+	else
+		print("nvme: no data transferred\n");
+}
+
 static void nvme_command(unsigned count, char **words)
 {
 	u64 lba;
@@ -126,8 +142,15 @@ static void nvme_command(unsigned count, char **words)
 	} else if (count == 3 && equal(words[1], "read")) {
 		if (number(words[2], &lba))
 			disk_show(lba);
-	} else
-		print("nvme: nothing, read LBA, or probe\n");
+	} else if (count == 4 && (equal(words[1], "dump") || equal(words[1], "load")))
+		nvme_transfer(words);
+	else
+		print("nvme: nothing, read LBA, probe, dump ADDR LBA, or load LBA ADDR\n");
+}
+
+static void attack_command(unsigned count, char **words)
+{
+	attack(words[1], count > 2 ? words[2] : NULL);
 }
 
 static void vmmcall(unsigned count, char **words)
@@ -210,7 +233,9 @@ static const struct command commands[] = {
 	{ "peek", "ADDR [LEN]", "shows memory as the CPU reads it", 1, 2, peek },
 	{ "poke", "ADDR VALUE [WIDTH]", "writes memory (4 bytes, or WIDTH)", 2, 3, poke },
 	{ "dma", "r|w ADDR LEN [PATTERN]", "reads or writes memory by the device edu", 3, 4, dma },
-	{ "nvme", "[read LBA|probe]", "the controller, a block, or the driver's start again", 0, 2, nvme_command },
+	{ "nvme", "[read LBA|probe|dump ADDR LBA|load LBA ADDR]",
+	  "the controller, a block, the driver's start again, or a block from or to any memory", 0, 3, nvme_command },
+	{ "attack", "NAME [edu|nvme]", "tries to get at the hypervisor by a device", 1, 2, attack_command },
 	{ "vmmcall", "N", "calls the hypervisor with RAX = N", 1, 1, vmmcall },
 	{ "cpuid", "LEAF [SUBLEAF]", "what the CPU says of itself", 1, 2, cpuid_command },
 	{ "time", "", "seconds since the start", 0, 0, time },

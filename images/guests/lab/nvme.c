@@ -287,3 +287,78 @@ void nvme_print(void)
 	if (nvme.ready)
 		print("nvme0n1: %lu blocks of %u bytes\n", nvme.blocks, nvme.block_bytes);
 }
+
+/* --- the drive told to reach any memory: what a driver never does */
+
+static bool one_block(u8 opcode, u64 lba, u64 address)
+{
+	struct submission s = {
+		.opcode = opcode, .namespace = NAMESPACE, .prp1 = address, .prp2 = (address & ~(PAGE - 1)) + PAGE,
+		.dw10 = lba, .dw11 = lba >> 32,
+	};
+
+	if (address % PAGE + nvme.block_bytes <= PAGE)
+		s.prp2 = 0;
+	return nvme.ready && carry_out(&io, &s, IO_TIMEOUT_S) == NVME_OK;
+}
+
+bool nvme_dump(u64 address, u64 lba) { return one_block(NVME_WRITE, lba, address); }
+bool nvme_load(u64 lba, u64 address) { return one_block(NVME_READ, lba, address); }
+
+bool nvme_present(void) { return nvme.ready && nvme.block_bytes == 512 && nvme.blocks > 2; }
+
+u16 nvme_source(void)
+{
+	return function->bus << 8 | function->device << 3 | function->function;
+}
+
+bool nvme_block(u64 lba, void *data, unsigned length)
+{
+	if (!nvme_load(lba, (u64)nvme.pages[0]))
+		return false;
+	memcpy(data, nvme.pages[0], length);
+	return true;
+}
+
+/* A block of memory goes to the disk and comes back to where the CPU can read it. */
+bool nvme_fetch(u64 address, void *data, unsigned length)
+{
+	u64 start = address & ~3ul;
+
+	return length + 3 <= nvme.block_bytes && nvme_dump(start, nvme.blocks - 2) && nvme_block(nvme.blocks - 2, nvme.pages[0], 512)
+		&& memcpy(data, nvme.pages[0] + (address - start), length);
+}
+
+/* The block that ends with the data, read, patched, written: what lies before is written back as it was. */
+bool nvme_store(u64 address, const void *data, unsigned length)
+{
+	u64 start = (address + length - 512) & ~3ul;
+	u8 *block = nvme.pages[0];
+
+	if (length + 3 > 512 || !nvme_fetch(start, block, 500))
+		return false;
+	memcpy(block + (address - start), data, length);
+	return nvme_dump((u64)block, nvme.blocks - 2) && nvme_load(nvme.blocks - 2, start);
+}
+
+enum { MSIX = 0x11, MSIX_ENABLE = 1u << 31 };
+
+/* An interrupt message of the drive's own, sent by the completion of an Identify command. */
+bool nvme_message(u64 address, u32 data)
+{
+	unsigned at = pci_capability(function, MSIX);
+	u64 table;
+	u32 control;
+
+	if (!at || !nvme.ready)
+		return false;
+	table = registers + (pci_config_read(function, at + 4) & ~7u);
+	control = pci_config_read(function, at);
+	write64_halves(table, address);
+	write32(table + 8, data);
+	write32(table + 12, 0);
+	pci_config_write(function, at, control | MSIX_ENABLE);
+	admin_command((struct submission){ .opcode = IDENTIFY, .prp1 = (u64)identify_page, .dw10 = IDENTIFY_CONTROLLER });
+	pci_config_write(function, at, control & ~MSIX_ENABLE);
+	return true;
+}

@@ -2,7 +2,7 @@
 #include "lab.h"
 
 enum { CONFIG_ADDRESS = 0xcf8, CONFIG_DATA = 0xcfc };
-enum { ID = 0x00, COMMAND = 0x04, CLASS = 0x08, HEADER = 0x0c, BAR0 = 0x10, BUSES = 0x18 };
+enum { ID = 0x00, COMMAND = 0x04, CLASS = 0x08, HEADER = 0x0c, BAR0 = 0x10, BUSES = 0x18, CAPABILITIES = 0x34 };
 enum { HEADER_BRIDGE = 1, HEADER_MULTIFUNCTION = 0x80, FUNCTIONS = 1024, BUS_COUNT = 256 };
 enum { BAR_IO = 1, BAR_TYPE = 6, BAR_64 = 4, BAR_PREFETCHABLE = 8 };
 
@@ -20,6 +20,17 @@ static u32 config_read(const struct pci_function *f, unsigned offset)
 {
 	select(f, offset);
 	return inl(CONFIG_DATA);
+}
+
+u32 pci_config_read(const struct pci_function *f, unsigned offset)
+{
+	return config_read(f, offset);
+}
+
+void pci_config_write(const struct pci_function *f, unsigned offset, u32 value)
+{
+	select(f, offset);
+	outl(CONFIG_DATA, value);
 }
 
 static u16 command_read(const struct pci_function *f)
@@ -179,4 +190,19 @@ const struct pci_function *pci_find_id(u16 vendor, u16 id)
 		if (pci_functions[i].vendor == vendor && pci_functions[i].id == id)
 			return &pci_functions[i];
 	return NULL;
+}
+
+/* The offset of a capability in configuration space; 0 where the function has none. */
+unsigned pci_capability(const struct pci_function *f, u8 id)
+{
+	unsigned at = config_read(f, CAPABILITIES) & 0xfc;
+
+	for (unsigned left = 48; at >= 0x40 && left; left--) {
+		u32 head = config_read(f, at);
+
+		if ((head & 0xff) == id)
+			return at;
+		at = head >> 8 & 0xfc;
+	}
+	return 0;
 }
