@@ -26,6 +26,8 @@ from .inspect.history import Event, read_history
 from .inspect.interrupts import InterruptEntry, InterruptMessage, read_interrupts, read_messages
 from .inspect.lens import Lens, look
 from .inspect.permissions import Permissions
+from .inspect.proof import Proof
+from .inspect.prove import Subject, read_proof
 from .inspect.records import Records
 from .inspect.runs import Runs
 from .inspect.scan import scan
@@ -42,7 +44,7 @@ from .spec.paging import NESTED
 from .spec.pci import format_bdf
 from .vmm.config import Config
 from .vmm.core import Core
-from .vmm.layout import named_ranges
+from .vmm.layout import Part, named_ranges
 
 __all__ = ["Console", "Guest", "Run", "VmmMemory"]
 
@@ -155,8 +157,9 @@ class Run:
         """Reads everything once more and keeps it; the machine is about to change."""
         if self._kept is None:
             kept: dict[str, Any] = {}
+            known: dict[str, Callable[[Records[Domain]], Any]] = {"permissions": self._permissions, "proof": self._proof}
             for name in _PARTS:
-                kept[name] = self._permissions(kept["domains"]) if name == "permissions" else getattr(self, name)
+                kept[name] = known[name](kept["domains"]) if name in known else getattr(self, name)
             self._kept = kept
 
     @property
@@ -240,6 +243,38 @@ class Run:
         return self._read("permissions", lambda: Permissions(self.domains if domains is None else domains))
 
     @property
+    def proof(self) -> Proof:
+        """Whether the core is out of reach of devices and of the guest: claims with counterexamples, by memory and registers."""
+        return self._proof(None)
+
+    def _proof(self, domains: Records[Domain] | None) -> Proof:
+        """With domains that were just read, where they were: scanning them is most of the work."""
+        return self._read("proof", lambda: read_proof(self._subject(self.domains if domains is None else domains)))
+
+    def _subject(self, domains: Records[Domain]) -> Subject:
+        pc, vmm = self._machine.pc, self.vmm
+        region = None if vmm.base is None else (vmm.base, vmm.base + vmm.size)
+        blank = None if vmm.base is None else vmm.base + Part.BLANK
+        behind = {u.base: pc.topology.requesters(i) for i, u in enumerate(pc.units)}
+        return Subject(pc.memory, pc.units, region, blank, self._named_parts(), self._nested_root(),
+                       self._machine.description.host_address_width, lambda base: behind[base], *self._uncovered(), domains)
+
+    def _named_parts(self) -> list[tuple[str, int, int]]:
+        """The parts of the core's memory, host-physical; none before it has one."""
+        base = self.core.base if self.core else None
+        return [] if base is None else named_ranges(base, self.config.VMM_SIZE_MIB << 20)
+
+    def _uncovered(self) -> tuple[list[tuple[int, int]], str]:
+        """(segment, requester id) of the known functions that no unit sees; and in words, what else no unit would see."""
+        topology = self._machine.pc.topology
+        seen = dict.fromkeys((f.segment, topology.requester(f.segment, f.source)) for f in topology.functions)
+        segments = dict.fromkeys(segment for segment, _ in seen)
+        first = {g: next((s for s in range(1 << 16) if (g, s) not in seen and topology.unit_index(g, s) is None), None) for g in segments}
+        named = [f"{format_bdf(s)} of segment {g}" for g, s in first.items() if s is not None]
+        note = f"Not proved: a device that is plugged in at {', '.join(named)} or the like would be behind no unit." if named else ""
+        return [known for known in seen if topology.unit_index(*known) is None], note
+
+    @property
     def cpu(self) -> Runs:
         """What the guest's CPU reaches: guest-physical runs of the nested tables."""
         return self._read("cpu", self._cpu)
@@ -315,8 +350,7 @@ class Run:
         self._must_live("its memory is gone")
         if not isinstance(address, int) or not 0 <= address < 1 << 64:
             raise HvlabError(f"{address!r} is no physical address: give a number from 0 to {(1 << 64) - 1:#x}")
-        base = self.core.base if self.core else None
-        parts = named_ranges(base, self.config.VMM_SIZE_MIB << 20) if base is not None else []
+        parts = self._named_parts()
         return look(self._machine.pc.memory, address, self.e820, self.domains, parts, self._nested_root(), self.units, self.dmar)
 
     def explain(self, fault: Fault) -> Explanation:
@@ -392,7 +426,7 @@ class Run:
 
 
 _PARTS = ("ending", "e820", "units", "registers", "dmar", "domains", "permissions", "cpu", "cached", "faults", "interrupts", "messages",
-          "console", "vmm", "history", "dma", "functions")
+          "console", "vmm", "history", "dma", "functions", "proof")
 
 
 def _firmware_map(memory: Memory) -> tuple[E820Entry, ...]:

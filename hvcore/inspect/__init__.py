@@ -1,5 +1,6 @@
 """Pure readers: everything shown of a machine is read from its memory and registers, and comes as records that display themselves."""
 
 from .permissions import permissions
+from .prove import prove
 
-__all__ = ["permissions"]
+__all__ = ["permissions", "prove"]
