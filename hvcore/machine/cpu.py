@@ -24,7 +24,7 @@ from ..spec.svm import (
     ControlArea,
     SaveArea,
 )
-from . import emulator
+from . import emulator, ioexit
 from .bus import Bus
 from .clock import Clock
 from .events import deliver_injected_exception
@@ -65,11 +65,13 @@ class Stop:
 
 
 class Cpu:
-    """One processor on `memory` and `bus`, living in the time of `clock`.  `on_door` is called when host code writes to DOOR."""
+    """One processor on `memory` and `bus`, living in the time of `clock`.  `on_door` is called when host code writes to DOOR, `on_io`,
+    where there is one, for an access of the guest to a port that its VMCB intercepts."""
 
     def __init__(self, memory: Memory, bus: Bus, clock: Clock, public_only: bool = False):
         self.memory, self.bus, self.clock = memory, bus, clock
         self.on_door: Callable[[], None] = _nothing
+        self.on_io: Callable[[], None] | None = None
         self.uc = Uc(UC_ARCH_X86, UC_MODE_64)
         self.uc.ctl_set_cpu_model(x86.UC_CPU_X86_EPYC)
         self._blocks = list(_map_memory(self.uc, memory))
@@ -111,6 +113,8 @@ class Cpu:
 
     def _on_in(self, _uc: Uc, port: int, width: int, _data: Any) -> int:
         self._access()
+        if self.on_io is not None and self._io_exit(port, width, None):
+            return ioexit.answer(self.memory, self.vmcb, width)
         return self.bus.port_read(port, width)
 
     def _on_out(self, _uc: Uc, port: int, width: int, value: int, _data: Any) -> None:
@@ -118,7 +122,16 @@ class Cpu:
             self._at_door()
         else:
             self._access()
-            self.bus.port_write(port, width, value)
+            if self.on_io is None or not self._io_exit(port, width, value):
+                self.bus.port_write(port, width, value)
+
+    def _io_exit(self, port: int, width: int, value: int | None) -> bool:
+        """Whether the guest's VMCB intercepts the port; then its policy has answered."""
+        if self.on_io is None or not self.in_guest() or not ioexit.intercepted(self.memory, self.vmcb, port, width):
+            return False
+        ioexit.describe(self.memory, self.vmcb, port, width, value)
+        self.on_io()
+        return True
 
     def _access(self) -> None:
         """An access to a device takes its time, and is where any processor can be paused."""
@@ -181,6 +194,16 @@ class Cpu:
     def in_guest(self) -> bool:
         """Whether guest code runs: VMRUN stores the host's RIP in the save area, an exit clears it."""
         return bool(self.hsave) and self.memory.read64(self.hsave + SaveArea.RIP) != 0
+
+    @property
+    def running(self) -> bool:
+        """Whether code runs on it at this moment."""
+        return self._running
+
+    @property
+    def vmcb(self) -> int:
+        """The VMCB of the last VMRUN (host-physical), which the save area keeps as the host's RAX."""
+        return self.memory.read64(self.hsave + SaveArea.RAX)
 
     def start(self, rip: int, cr3: int, hsave: int) -> None:
         """As a boot loader leaves it: long mode, paging by the tables at `cr3`, no-execute on, interrupts off.

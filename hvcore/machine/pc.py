@@ -14,11 +14,13 @@ from .description import MachineDescription
 from .dma import MSI, DmaFabric
 from .journal import Journal
 from .memory import Memory
+from .partition import Partition
 from .pci import RootComplex
 from .pic import Pic
 from .pit import Pit
 from .pmtimer import PmTimer
 from .reset import ResetPorts
+from .schedule import Schedule, waits
 from .topology import Topology
 from .uart import Uart
 from .vtd.unit import RemappingUnit
@@ -54,10 +56,11 @@ class _DebugPort:
 class Pc:
     """A machine that can be switched on.  `power_on` gives fresh devices; memory, the largest part, is only emptied.
 
-    `halted`: the processor stands behind an HLT of the host.  `serial` is what was sent on COM1, `debug` what was written to port 0xE9,
-    `messages` the newest message-signalled interrupts as (source, address, data) behind the remapping units, the source None where a unit
-    sent it, which nothing remaps: no local APIC takes them.  `journal` has what happened to translation since power-on; `on_line` is
-    called with each line that was sent on COM1.
+    `halted`: the processor stands behind an HLT of the host; `parked`: nobody lets it run any more.  There is a second processor,
+    `partition`, once somebody has asked for it (`second`), and then `schedule` says whose turn it is.  `serial` is what was sent on COM1,
+    `debug` what was written to port 0xE9, `messages` the newest message-signalled interrupts as (source, address, data) behind the
+    remapping units, the source None where a unit sent it, which nothing remaps: no local APIC takes them.  `journal` has what happened to
+    translation since power-on; `on_line` is called with each line that was sent on COM1.
     """
 
     memory: Memory
@@ -75,7 +78,9 @@ class Pc:
     def power_on(self) -> None:
         """Empty memory, fresh devices and disk, firmware's tables laid."""
         if hasattr(self, "cpu"):
-            self.cpu.close()
+            self._close_processors()
+        self.partition: Partition | None = None
+        self.schedule: Schedule | None = None
         self.memory.reset()
         self.clock = Clock()
         self.bus = Bus(self.memory)
@@ -87,7 +92,14 @@ class Pc:
         self.root = RootComplex(self.bus, self.fabric, self.clock, self.machine, self.interrupts)
         self.layout = firmware.lay(self.memory, self.machine)
         self.cpu = Cpu(self.memory, self.bus, self.clock, self.public_only)
-        self.halted = False
+        self.halted = self.parked = False
+
+    def second(self) -> Partition:
+        """The machine's second processor with its ports, which has waited since power-on."""
+        if self.partition is None:
+            self.partition = Partition(self)
+            self.schedule = Schedule((self, self.partition), self.clock)
+        return self.partition
 
     def _units(self) -> list[RemappingUnit]:
         units = [RemappingUnit(u, self.memory, self.machine.host_address_width, self._unit_message, self.ideal_caches)
@@ -107,7 +119,7 @@ class Pc:
         self.pm_timer = PmTimer(self.bus, self.clock)
         self.cmos = Cmos(self.bus, self.clock, self.machine.ram_runs)
         self.uart = Uart(self.bus, self.interrupts, self._sent)
-        self.reset_ports = ResetPorts(self.bus, self._reset)
+        self.reset_ports = ResetPorts(self.bus, self.reset)
         self._debug = _DebugPort()
         self.bus.map_ports(DEBUG_PORT, 1, self._debug)
         self.reset_requested = False
@@ -136,9 +148,23 @@ class Pc:
         elif self.memory.backed(address, 4):
             self.memory.write32(address, data)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Somebody pulls the reset line: whoever runs the machine finds `reset_requested` and switches it on anew."""
         self.reset_requested = True
-        self.cpu.stop(StopKind.REQUEST, "the guest reset the machine")
+        self.stop(StopKind.REQUEST, "the guest reset the machine")
+
+    def stop(self, kind: StopKind, detail: str) -> None:
+        """Ends the run of the processor that runs."""
+        (self.schedule or self.cpu).stop(kind, detail)
+
+    def pause(self, at_once: bool = False) -> None:
+        """Lets the processor that runs come back soon, as `Cpu.pause`."""
+        (self.schedule or self.cpu).pause(at_once)
+
+    def tick(self) -> None:
+        """To be called now and then while the machine runs: no processor that only computes keeps the other waiting."""
+        if self.schedule is not None:
+            self.schedule.tick()
 
     def run(self, gate: Callable[[], None] = _open) -> Stop | None:
         """Runs until the processor stops for good (the stop) or halts with nothing left that could wake it (None).
@@ -166,7 +192,9 @@ class Pc:
 
     @property
     def waiting(self) -> bool:
-        """Whether the processor halts and no interrupt waits for it."""
+        """Whether the processor halts and no interrupt waits for it; where there are two, both."""
+        if self.schedule is not None:
+            return all(waits(seat) for seat in self.schedule.seats)
         return self.halted and self.interrupts.pending() is None
 
     def type(self, data: bytes) -> None:
@@ -175,8 +203,13 @@ class Pc:
 
     def close(self) -> None:
         """Gives the memory back."""
-        self.cpu.close()
+        self._close_processors()
         self.memory.close()
+
+    def _close_processors(self) -> None:
+        self.cpu.close()
+        if self.partition is not None:
+            self.partition.close()
 
 
 def _parsed(table: bytes | None) -> dmar.Dmar | None:

@@ -4,7 +4,7 @@ from enum import IntEnum
 
 __all__ = ["ControlArea", "EFER", "EFER_LMA", "EFER_LME", "EFER_NXE", "EFER_SCE", "EFER_SVME", "EVENT_ERROR_CODE", "EVENT_EXCEPTION",
            "EVENT_EXTERNAL", "EVENT_TYPE", "EVENT_VALID", "ExitCode", "INTERCEPTS_1", "INTERCEPTS_2", "SaveArea", "VM_CR", "VM_HSAVE_PA",
-           "exit_name"]
+           "exit_name", "io_access", "io_info"]
 
 EFER, VM_CR, VM_HSAVE_PA = 0xC0000080, 0xC0010114, 0xC0010117
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE, EFER_SVME = 1 << 0, 1 << 8, 1 << 10, 1 << 11, 1 << 12
@@ -88,6 +88,16 @@ INTERCEPTS_1 = {code: 1 << code - 0x60 for code in ExitCode if 0x60 <= code < 0x
 """Bit of each intercept in the word at ControlArea.INTERCEPTS_1."""
 INTERCEPTS_2 = {code: 1 << code - 0x80 for code in ExitCode if 0x80 <= code < 0xA0}
 """Bit of each intercept in the word at ControlArea.INTERCEPTS_2."""
+
+
+def io_info(port: int, width: int, read: bool) -> int:
+    """EXITINFO1 of an IOIO exit: port 31:16, SZ32 SZ16 SZ8 6:4, TYPE 0 (IN)."""
+    return port << 16 | width << 4 | read
+
+
+def io_access(info: int) -> tuple[int, int, bool]:
+    """Port, width in bytes and whether it is an IN, of an IOIO exit's EXITINFO1."""
+    return info >> 16 & 0xFFFF, info >> 4 & 7, bool(info & 1)
 
 
 def exit_name(code: int) -> str:

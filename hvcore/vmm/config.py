@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import BadConfig, quoted
+from ..spec.pci import format_bdf, parse_bdf
 
-__all__ = ["MAP_ENDS", "PROFILES", "QUIRKS", "SWITCHES", "Config", "parse_settings"]
+__all__ = ["MAP_ENDS", "POLICIES", "PROFILES", "QUIRKS", "SWITCHES", "Config", "parse_settings"]
 
 QUIRKS = {
     "AGAW_FROM_LAST_UNIT":
@@ -43,6 +44,19 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 """What a profile sets; an option given by name comes before it."""
 
+_BY_PAGES: dict[str, Any] = {"IOMMU_MAP_END": "ram", "IOMMU_SUPERPAGES": True}
+POLICIES: dict[str, dict[str, Any]] = {
+    "off": {"VTD_TRANS": False},
+    "bitvisor": {},
+    "article": {"IOMMU_MAP_END": "e820"},
+    "ram": {"IOMMU_MAP_END": "ram"},
+    "superpages": _BY_PAGES,
+    "hidden-registers": _BY_PAGES | {"HIDE_VTD_REGS": True},
+    "pass-through": {"DMAR_PASS_THROUGH": True, "VTD_TRANS": False},
+    "mended": {"PROFILE": "mended"},
+}
+"""What can be done with the units, from nothing to everything: options by the policy's name, from the bitvisor profile on."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -54,7 +68,9 @@ class Config:
     IOMMU_SUPERPAGES maps 2 MiB pages above 4 GiB, HIDE_VTD_REGS withholds the units' registers from the guest's CPU.  EARLY_PROTECTION
     closes the core's memory to devices before anything lies in it, INTERRUPT_REMAPPING lets no interrupt of a device through that the core
     has not allowed.  NVME_DRIVER puts the core's own driver between the guest and the first NVMe controller; it encrypts a part of the
-    disk.  VMM_SIZE_MIB is the core's own memory (a multiple of 4), QUIRKS are bugs by name.
+    disk.  TINYVISOR splits the machine between two guests; the second gets GUEST2_DEVICES: PCI functions like `00:03.0,00:04.0`, `none`, or
+    `auto` for the edu devices, where there are none the NVMe.  VMM_SIZE_MIB is the core's own memory (a multiple of 4), QUIRKS are bugs
+    by name.
     """
 
     PROFILE: str = "bitvisor"
@@ -67,6 +83,8 @@ class Config:
     EARLY_PROTECTION: bool = None        # type: ignore[assignment]
     INTERRUPT_REMAPPING: bool = None     # type: ignore[assignment]
     NVME_DRIVER: bool = False
+    TINYVISOR: bool = False
+    GUEST2_DEVICES: str = "auto"
     VMM_SIZE_MIB: int = 128
     QUIRKS: frozenset[str] = None        # type: ignore[assignment]
 
@@ -81,6 +99,8 @@ class Config:
         self._settle_registers()
         if self.DMAR_PASS_THROUGH and (self.VTD_TRANS or not self.DISABLE_VTD):
             raise BadConfig("DMAR_PASS_THROUGH=y gives the units to the guest: it needs VTD_TRANS=n and DISABLE_VTD=y")
+        if self.TINYVISOR and self.DMAR_PASS_THROUGH:
+            raise BadConfig("DMAR_PASS_THROUGH=y gives the units to one guest, which would rule the other's devices: it needs TINYVISOR=n")
 
     def _settle_registers(self) -> None:
         """HIDE_VTD_REGS and its quirk are two names of one thing: the option, where it is given, decides."""
@@ -116,7 +136,7 @@ def _text(value: Any) -> str:
 
 
 SWITCHES = ("VTD_TRANS", "DISABLE_VTD", "DMAR_PASS_THROUGH", "IOMMU_SUPERPAGES", "HIDE_VTD_REGS", "EARLY_PROTECTION",
-            "INTERRUPT_REMAPPING", "NVME_DRIVER")
+            "INTERRUPT_REMAPPING", "NVME_DRIVER", "TINYVISOR")
 """Options that take y or n."""
 
 _BOOLEANS = {"y": True, "yes": True, "true": True, "on": True, "1": True, "n": False, "no": False, "false": False, "off": False, "0": False}
@@ -133,6 +153,8 @@ def _checked(name: str, value: Any) -> Any:
         _one_of(name, value, MAP_ENDS)
     elif name == "VMM_SIZE_MIB":
         return _size(value)
+    elif name == "GUEST2_DEVICES":
+        return _functions(value)
     elif name == "QUIRKS":
         return _quirks(value)
     return value
@@ -143,6 +165,18 @@ def _size(value: Any) -> int:
     if isinstance(value, bool) or not text.isdecimal() or len(text) > 4 or not 8 <= int(text) <= 3072 or int(text) % 4:
         raise BadConfig(f"VMM_SIZE_MIB takes a multiple of 4 from 8 to 3072, not {quoted(value)}")
     return int(text)
+
+
+def _functions(value: Any) -> str:
+    """`auto`, `none`, or PCI functions of segment 0 in one spelling."""
+    words = value.split(",") if isinstance(value, str) else []
+    try:
+        named = [parse_bdf(word) for word in words if word not in ("auto", "none") or len(words) > 1]
+    except ValueError:
+        named, words = [], []
+    if not words or any(segment for segment, _ in named):
+        raise BadConfig(f"GUEST2_DEVICES takes auto, none or PCI functions like 00:03.0,00:04.0, not {quoted(value)}")
+    return ",".join(format_bdf(source) for _, source in named) or words[0]
 
 
 def _quirks(value: Any) -> frozenset[str]:

@@ -1,11 +1,15 @@
 """Loads a guest by the Linux boot protocol (64-bit entry): ELF segments where they want to lie, boot_params with the guest's E820 map,
-first page tables and descriptors, all in memory that map calls usable.  Addresses are guest-physical, which is host-physical here."""
+first page tables and descriptors, all in memory that map calls usable.  Addresses are guest-physical."""
 
 import struct
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import BadMachine
-from ..machine.memory import PAGE, Memory
+from ..machine.memory import PAGE
 from ..spec.bits import align_up
 from ..spec.e820 import E820Entry
 from ..spec.linuxboot import Elf, boot_params
@@ -30,7 +34,16 @@ class GuestStart:
     stack: int
 
 
-def load_guest(memory: Memory, elf: Elf, e820: tuple[E820Entry, ...], command_line: str) -> GuestStart:
+class LoadMemory(Protocol):
+    """Memory by guest-physical addresses: the machine's own where they are host-physical."""
+
+    def write(self, address: int, data: bytes) -> None: ...
+    def write64(self, address: int, value: int) -> None: ...
+    def u8(self, address: int, count: int) -> NDArray[np.uint8]: ...
+    def u64(self, address: int, count: int) -> NDArray[np.uint64]: ...
+
+
+def load_guest(memory: LoadMemory, elf: Elf, e820: tuple[E820Entry, ...], command_line: str) -> GuestStart:
     """Puts the guest into memory.  Raises BadMachine where it has no room."""
     for segment in elf.segments:
         if not _usable(e820, segment.address, segment.address + segment.size):

@@ -3,7 +3,7 @@
 The tables are built as if page by page, in the order single allocations would take from the heap; NumPy writes whole tables.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,14 +51,16 @@ class Iommu:
         """CAP and ECAP of every unit."""
         return [(self.read64(u, _CAP), self.read64(u, _ECAP)) for u in self.units]
 
-    def setup(self, domain: Domain, functions: list[Function], must_cover: bool) -> None:
-        """Everything after the tables: roots, contexts, invalidation, translation on.
+    def setup(self, domain: Domain, functions: list[Function], must_cover: bool,
+              others: Iterable[tuple[Domain, list[Function]]] = ()) -> None:
+        """Everything after the tables: roots, contexts, invalidation, translation on.  `others` are domains besides, with their functions.
 
         A function that no unit covers is a null pointer to BitVisor (`must_cover`); else the console says that nothing restrains it.
         """
         roots = {unit: self.init_iommu(unit) for unit in self.units}
-        covered = functions if must_cover else [f for f in functions if self._covered(f)]
-        self.setup_bitvisor_devs(domain, covered, roots)
+        for each, members in ((domain, functions), *others):
+            covered = members if must_cover else [f for f in members if self._covered(f)]
+            self.setup_bitvisor_devs(each, covered, roots)
         for unit in self.units:
             self.flush_all(unit)
         for unit in self.units:

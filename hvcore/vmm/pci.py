@@ -8,7 +8,7 @@ from ..spec import pci
 from ..spec.pci import HEADER_TYPE, SECONDARY_BUS, SUBORDINATE_BUS, PortType, bdf
 from .platform import config_read
 
-__all__ = ["Function", "find_devices", "with_aliases"]
+__all__ = ["Function", "find_devices", "requesters", "with_aliases"]
 
 _PORT_TYPES = {int(kind): kind for kind in PortType}
 
@@ -45,11 +45,15 @@ def _function(bus: Bus, source: int) -> Function:
 def with_aliases(bus: Bus, functions: Iterable[Function]) -> list[Function]:
     """The functions, and one for each requester id besides theirs under which bridges let their DMA through."""
     functions = list(functions)
+    seen = requesters(bus, functions)
+    return [*functions, *(Function(source, False) for source in sorted(set(seen.values()) - set(seen)))]
+
+
+def requesters(bus: Bus, functions: list[Function]) -> dict[int, int]:
+    """The requester id above all bridges of each function, by its own."""
     bridges = {f.secondary: f for f in functions if f.secondary > f.source >> 8}
     types = {b: _port_type(bus, b.source) for b in bridges.values()}
-    known = {f.source for f in functions}
-    seen = {_requester(bus, f.source, bridges, types) for f in functions}
-    return [*functions, *(Function(source, False) for source in sorted(seen - known))]
+    return {f.source: _requester(bus, f.source, bridges, types) for f in functions}
 
 
 def _requester(bus: Bus, source: int, bridges: dict[int, Function], types: dict[Function, PortType | None]) -> int:

@@ -6,7 +6,7 @@ from ..machine.bus import Bus
 from ..machine.cpu import Cpu
 from ..machine.memory import Memory
 
-__all__ = ["Console", "Interrupts", "Platform", "config_read"]
+__all__ = ["Console", "Interrupts", "Platform", "SplitPlatform", "config_read"]
 
 DEBUG_PORT = 0xE9
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
@@ -34,6 +34,14 @@ class Platform(Protocol):
     @property
     def interrupts(self) -> Interrupts:
         """The interrupt controller."""
+        ...
+
+
+class SplitPlatform(Platform, Protocol):
+    """A platform with a second processor."""
+
+    def second(self) -> Platform:
+        """The second processor with the ports of its own."""
         ...
 
 

@@ -1,0 +1,34 @@
+"""The IOIO intercept, which the emulator does not have: the processor's hooks of IN and OUT ask here.
+
+Whether an access exits is told by the VMCB and the I/O permission map it points to, both in memory.  The exit itself comes without a world
+switch: the emulator cannot leave the guest from inside an IN.  EXITCODE, EXITINFO1 and RAX are put into the VMCB as the processor puts
+them, the policy answers there, and the guest goes on behind its instruction (AMD64 Architecture Programmer's Manual, volume 2, section
+15.10).
+"""
+
+from ..spec.svm import INTERCEPTS_1, ControlArea, ExitCode, SaveArea, io_info
+from .memory import PAGE, Memory
+
+__all__ = ["answer", "describe", "intercepted"]
+
+
+def intercepted(memory: Memory, vmcb: int, port: int, width: int) -> bool:
+    """Whether the VMCB (host-physical) wants an exit for an access of `width` bytes: the bit of any of its ports is set."""
+    if not memory.backed(vmcb, PAGE) or not memory.read32(vmcb + ControlArea.INTERCEPTS_1) & INTERCEPTS_1[ExitCode.IOIO]:
+        return False
+    at = (memory.read64(vmcb + ControlArea.IOPM) & ~0xFFF) + port // 8
+    bits = int.from_bytes(memory.read(at, 2), "little") if memory.backed(at, 2) else 0
+    return bool(bits >> port % 8 & (1 << width) - 1)
+
+
+def describe(memory: Memory, vmcb: int, port: int, width: int, value: int | None) -> None:
+    """Puts the exit into the VMCB: `value` is what an OUT sends, None for an IN."""
+    memory.write64(vmcb + ControlArea.EXITCODE, ExitCode.IOIO)
+    memory.write64(vmcb + ControlArea.EXITINFO1, io_info(port, width, value is None))
+    if value is not None:
+        memory.write64(vmcb + SaveArea.RAX, value)
+
+
+def answer(memory: Memory, vmcb: int, width: int) -> int:
+    """What an IN gets: the low bytes of the VMCB's RAX."""
+    return memory.read64(vmcb + SaveArea.RAX) & (1 << 8 * width) - 1

@@ -1,0 +1,107 @@
+"""Whose turn it is among the processors of a machine: one runs until it halts, then the other; where all wait, time jumps.
+
+One that does not halt gives way after `SLICE` of virtual time.  One that neither halts nor touches a device takes no virtual time at all:
+whoever watches the machine calls `tick` now and then, which takes it off its processor, and a slice of time passes for what it computed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from .clock import Clock
+from .cpu import Cpu, Stop, StopKind
+from .pic import Pic
+
+__all__ = ["SLICE", "Schedule", "Seat"]
+
+SLICE = 20_000_000
+"""Nanoseconds of virtual time, which are 20,000 accesses to devices."""
+PATIENCE = 4
+"""Ticks in a row in which a processor did nothing that takes time, after which it is taken for one that computes."""
+
+
+class Seat(Protocol):
+    """A processor with its interrupt controller.  `halted`: it stands behind an HLT of the host; `parked`: it never runs again."""
+
+    cpu: Cpu
+    interrupts: Pic
+    halted: bool
+    parked: bool
+
+
+def waits(seat: Seat) -> bool:
+    """Whether nothing makes a seat's processor run now."""
+    if seat.cpu.stopping and not seat.parked:
+        return False
+    return seat.parked or seat.halted and seat.interrupts.pending() is None
+
+
+class Schedule:
+    """The processors of `seats` in the time of `clock`; `turn` is the one that runs or ran last."""
+
+    def __init__(self, seats: Sequence[Seat], clock: Clock):
+        self.seats, self.clock = tuple(seats), clock
+        self.turn = self.seats[0]
+        self._preempted = self._computed = False
+        self._seen, self._idle_ticks = clock.now, 0
+
+    def run(self, gate: Callable[[], None], awaited: Seat | None = None) -> tuple[Seat, Stop] | None:
+        """Runs until a processor stops for good (which, and how), or until nothing could wake any of them (None).
+
+        With `awaited` also None where that one waits and no timer is left, whatever the others do.  `gate` as for one processor: where the
+        machine can be held.
+        """
+        while True:
+            gate()
+            if awaited is not None and waits(awaited) and self.clock.next() is None:
+                return None
+            seat = self._next()
+            if seat is None:
+                if not self.clock.skip():
+                    return None
+                continue
+            stop = self._run(seat)
+            seat.halted = stop.kind is StopKind.HALT
+            if stop.kind not in (StopKind.HALT, StopKind.PAUSE):
+                return seat, stop
+
+    def _next(self) -> Seat | None:
+        """Who runs next: the one whose turn it is, unless it waits or was preempted; None where all wait."""
+        at = self.seats.index(self.turn)
+        first = 1 if self._preempted else 0
+        self._preempted = False
+        order = [self.seats[(at + first + i) % len(self.seats)] for i in range(len(self.seats))]
+        return next((seat for seat in order if not waits(seat)), None)
+
+    def _run(self, seat: Seat) -> Stop:
+        self.turn, seat.halted = seat, False
+        timer = self.clock.after(SLICE, self._preempt)
+        stop = seat.cpu.run()
+        timer.cancel()
+        if self._computed:
+            self._computed = False
+            self.clock.advance(SLICE)
+        if stop.kind is StopKind.HALT:
+            self._preempted, self._idle_ticks = True, 0
+        return stop
+
+    def _preempt(self) -> None:
+        """The slice of the one that runs is over."""
+        self._preempted = True
+        self.turn.cpu.pause()
+
+    def tick(self) -> None:
+        """From any thread, many times a second: where a processor has long done nothing that takes time, the other's turn comes."""
+        now = self.clock.now
+        self._idle_ticks = self._idle_ticks + 1 if self.turn.cpu.running and now == self._seen else 0
+        if self._idle_ticks >= PATIENCE:
+            self._computed = True
+            self._preempt()
+        self._seen = now + SLICE * self._computed
+
+    def pause(self, at_once: bool = False) -> None:
+        """Lets the processor that runs come back soon, as `Cpu.pause`."""
+        self.turn.cpu.pause(at_once)
+
+    def stop(self, kind: StopKind, detail: str) -> None:
+        """Ends the run of the processor that runs or ran last."""
+        self.turn.cpu.stop(kind, detail)
