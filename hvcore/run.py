@@ -225,7 +225,7 @@ class Run:
 
     def _dmar(self) -> DmarTable:
         pc = self._machine.pc
-        return read_dmar(pc.memory, pc.root, self.e820.firmware, pc.topology.requester, self._machine.description.dmar)
+        return read_dmar(pc.memory, pc.root, self.e820.firmware, pc.topology.requester, self._machine.description.dmar, self.e820.guest)
 
     @property
     def domains(self) -> Records[Domain]:

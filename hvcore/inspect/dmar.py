@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..errors import BadTable, Unreadable
@@ -173,19 +173,20 @@ class DmarTable(Records[DmarStructure]):
 
 
 def read_dmar(source: acpi.Reader | bytes, config: ConfigSpace | None = None, e820: Iterable[E820Entry] = (),
-              requester: Requester | None = None, firmware: bytes | None = None) -> DmarTable:
+              requester: Requester | None = None, firmware: bytes | None = None, told: Iterable[E820Entry] = ()) -> DmarTable:
     """The table given as bytes, or the one that the RSDP in memory leads to, also where its signature was cleared.
 
     `config` follows scopes through bridges, `e820` is the firmware's map that reserved regions are held against, `requester(segment,
-    source)` the id under which a function's DMA reaches a unit, `firmware` the table as firmware laid it.  Bytes that are no DMAR raise
-    `BadTable`; of memory the note says what is wrong.
+    source)` the id under which a function's DMA reaches a unit, `firmware` the table as firmware laid it; what that has not is held
+    against `told`, the map that the guest got, where there is one.  Bytes that are no DMAR raise `BadTable`; of memory the note says
+    what is wrong.
     """
     view = _View(config, tuple(e820), requester)
     if isinstance(source, bytes):
         table = parse(source)
         return DmarTable(_rows(view, table, [(i, None, None) for i in range(len(table.structures))]), table, note=_header(table))
     try:
-        return _in_memory(view, source, firmware)
+        return _in_memory(view, source, firmware, tuple(told) or view.e820)
     except (BadTable, Unreadable) as e:
         return DmarTable(note=f"The table in memory cannot be read: {e}")
 
@@ -199,7 +200,7 @@ class _View:
     requester: Requester | None
 
 
-def _in_memory(view: _View, reader: acpi.Reader, laid: bytes | None) -> DmarTable:
+def _in_memory(view: _View, reader: acpi.Reader, laid: bytes | None, told: tuple[E820Entry, ...]) -> DmarTable:
     ref = next((r for r in acpi.tables(reader) if r.length is not None and _is_dmar(r.signature)), None)
     if ref is None or ref.length is None:
         return DmarTable(note="There is no DMAR table in memory.")
@@ -208,7 +209,7 @@ def _in_memory(view: _View, reader: acpi.Reader, laid: bytes | None) -> DmarTabl
     firmware = _firmware(laid) or table
     shared = Counter(firmware.structures) & Counter(table.structures)
     rows = _rows(view, firmware, [(i, True, there and not hidden) for i, there in _among(firmware, shared)])
-    rows += _rows(view, table, [(i, False, not hidden) for i, there in _among(table, shared) if not there])
+    rows += _rows(replace(view, e820=told), table, [(i, False, not hidden) for i, there in _among(table, shared) if not there])
     changed = [] if table == firmware else ["It is not as firmware laid it any more."]
     cleared = ["Its signature is cleared: a guest that looks for it finds none."] if hidden else []
     return DmarTable(rows, table, ref.address, hidden, " ".join([f"At {ref.address:#x}: {_header(table)}", *cleared, *changed]))
