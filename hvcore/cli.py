@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+_MACHINE_HELP = "a .toml file, a folder of logs, a kernel log, or a shipped machine's name"
 _ABOUT = "Boots a thin hypervisor in an emulated PC and shows what its remapping units let devices do."
 
 
@@ -71,6 +72,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_machine(boot)
     boot.add_argument("--command", action="append", default=[], metavar="LINE", help="then types a line into the guest's monitor")
     boot.add_argument("--json", action="store_true", help="one JSON object; addresses are integers, ranges half-open")
+    attack = add("attack", _attack, "Lets the guest attack the core and says what came of it.")
+    attack.add_argument("attack", metavar="NAME", help="steal-key, overwrite-stub, open-nested-page, rewrite-iommu-entry, "
+                        "redirect-vmcb, clear-te, forge-interrupt or before-te")
+    _add_machine(attack)
+    attack.add_argument("--device", metavar="DEVICE", help="edu or nvme: the device that is turned against the core")
+    attack.add_argument("--json", action="store_true", help="one JSON object; addresses are integers, bytes hex")
+    matrix = add("matrix", _matrix, "Runs every attack under every policy.")
+    matrix.add_argument("machine", metavar="MACHINE", help=_MACHINE_HELP)
+    matrix.add_argument("--device", metavar="DEVICE", help="edu or nvme")
+    matrix.add_argument("--policy", action="append", metavar="NAME", help="this policy only (may be given several times)")
+    matrix.add_argument("--attack", action="append", metavar="NAME", help="this attack only (may be given several times)")
+    matrix.add_argument("--json", action="store_true", help="one JSON object")
     dump = add("dump", _dump, "Boots a machine and writes its remapping tables and registers.")
     _add_machine(dump)
     dump.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder for tables.npz and registers.json")
@@ -101,7 +114,7 @@ def _add_translate(command: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("machine", metavar="MACHINE", help="a .toml file, a folder of logs, a kernel log, or a shipped machine's name")
+    command.add_argument("machine", metavar="MACHINE", help=_MACHINE_HELP)
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
                          help="an option of the core: PROFILE, VTD_TRANS, IOMMU_MAP_END, ...")
 
@@ -137,9 +150,13 @@ def _booted(options: argparse.Namespace) -> "tuple[Machine, Run]":
     config = Config(**parse_settings(options.settings))  # type: ignore[arg-type]
     machine = Machine.load(options.machine)
     run = machine.boot(config, progress=_progress() if sys.stderr.isatty() else None)
+    _end_progress()
+    return machine, run
+
+
+def _end_progress() -> None:
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
-    return machine, run
 
 
 def _progress() -> Callable[[str], None]:
@@ -158,6 +175,25 @@ def _boot(options: argparse.Namespace) -> None:
             if not options.json:
                 print(f"lab> {line}\n{answer}")
         print(json.dumps(run.to_json()) if options.json else run)
+
+
+def _attack(options: argparse.Namespace) -> None:
+    from .session import Machine
+    from .vmm.config import Config, parse_settings
+    config = Config(**parse_settings(options.settings))  # type: ignore[arg-type]
+    with Machine.load(options.machine) as machine:
+        result = machine.attack(options.attack, config, options.device, _progress() if sys.stderr.isatty() else None)
+    _end_progress()
+    print(json.dumps(result.to_json()) if options.json else result)
+
+
+def _matrix(options: argparse.Namespace) -> None:
+    from .inspect.matrix import matrix
+    from .session import Machine
+    with Machine.load(options.machine) as machine:
+        grid = matrix(machine, options.policy, options.attack, options.device, _progress() if sys.stderr.isatty() else None)
+    _end_progress()
+    print(json.dumps(grid.report()) if options.json else grid)
 
 
 def _dump(options: argparse.Namespace) -> None:

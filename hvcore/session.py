@@ -8,11 +8,11 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import outcome, stepping
 from .engine import Abandoned, Engine
@@ -21,16 +21,22 @@ from .inspect.records import Records, html_table
 from .inspect.steps import ExitStep, Registers, Step
 from .machine.cpu import StopKind
 from .machine.description import MachineDescription
+from .machine.journal import PHASE_NS
+from .machine.partition import Partition
 from .machine.pc import Pc
 from .phases import Phases, doing
 from .run import Run
 from .sources import images_dir, load
+from .twoguests import Residents
 from .spec.linuxboot import Elf, load_elf
 from .spec.pci import format_bdf
-from .vmm.config import Config
+from .vmm.config import POLICIES, Config
 from .vmm.core import Core
 from .vmm.exits import Exits, GuestDead
 from .vmm.heap import Panic
+
+if TYPE_CHECKING:
+    from .attack import Attack, Scenario
 
 __all__ = ["Machine", "command_line", "lab_guest"]
 
@@ -56,6 +62,8 @@ class Machine:
         self.core: Core | None = None
         self.exits: Exits | None = None
         self._ended: outcome.Ending | None = None
+        self._residents: Residents | None = None
+        self._awaited: int | None = None
         self._boots = 0
         self._phase: str | None = None
         self._up = self._to_exit = False
@@ -95,11 +103,12 @@ class Machine:
     # --- booting
 
     def boot(self, config: Config | None = None, progress: Callable[[str], None] | None = None, guest: Elf | None = None, *,
-             limit: float | None = None, watch: Watch | None = None) -> Run:
+             limit: float | None = None, watch: Watch | None = None, early: Callable[[Pc], None] | None = None) -> Run:
         """Power on, core, guest, until the guest waits for input or something ends or stops it.  The run before is kept as it stood.
 
         `progress` is told each phase, `watch` each phase and None every 50 ms, both on this thread.  After `limit` seconds of wall time (60
-        if None, `math.inf` for never) the guest is given up.  Ctrl-C, or whatever these raise, stops the machine, and it can go on.
+        if None, `math.inf` for never) the guest is given up.  `early` is software that has the machine before the core.  Ctrl-C, or what
+        these raise, stops the machine, and it can go on.
         Stopped before power-on it still has its last run, which is returned.
         Raises BadMachine where the machine cannot hold the guest at all, BadConfig for what is no Config.
         """
@@ -109,7 +118,7 @@ class Machine:
         guest = guest or lab_guest()
         self._give_up()
         self._progress = progress or _silent
-        self._engine.start(lambda: self._work(lambda: self._boot(config, guest)))
+        self._engine.start(lambda: self._work(lambda: self._boot(config, guest, early)))
         self._drive(watch, limit=WALL_LIMIT if limit is None else limit)
         return self._current()
 
@@ -133,10 +142,12 @@ class Machine:
         finally:
             self._phase = None
 
-    def _boot(self, config: Config, guest: Elf) -> None:
+    def _boot(self, config: Config, guest: Elf, early: Callable[[Pc], None] | None = None) -> None:
         phases = Phases(self._engine.clock)
         phases.enter("firmware")
         run = self._start_over(config)
+        if early is not None:
+            early(self._pc)
         run.timings, self._guest = phases.seconds, guest
 
         def enter(phase: str) -> None:
@@ -156,14 +167,21 @@ class Machine:
             raise
         else:
             self._pc.cpu.on_door = self._on_door
+            if core.tiny and core.tiny.guest:
+                self._residents = Residents(self._pc, (self.exits, core.tiny.guest.exits), self._panic, self._over)
             enter("guest runs")
             self._go()
         phases.enter("")
         phases.seconds["total"] = sum(phases.seconds.values())
 
     def _enter(self, phase: str) -> None:
-        """A phase begins: whoever waits for the machine is told, and it may be stopped there."""
+        """A phase begins: whoever waits for the machine is told, and it may be stopped there.
+
+        Where a device is at work already, time passes for it in each phase; else virtual time stands still until the guest runs.
+        """
         self._phase = phase
+        if self._pc.clock.next() is not None:
+            self._pc.clock.advance(PHASE_NS)
         self._pc.journal.phase(phase, in_guest=phase == "guest runs")
         self._engine.gate(phase)
 
@@ -172,11 +190,32 @@ class Machine:
             with self._engine.reading():
                 self.run.freeze()
             self._pc.power_on()
-        self._ended = self.exits = self.core = None
+        self._ended = self.exits = self.core = self._residents = self._awaited = None
         self._up = False
         self._boots += 1
         self.run = Run(self, config, self._boots)
         return self.run
+
+    @property
+    def policies(self) -> Mapping[str, Config]:
+        """What can be done with the units, by name: the rows of `inspect.matrix(m)`."""
+        return {name: Config(**options) for name, options in POLICIES.items()}
+
+    @property
+    def attacks(self) -> "Mapping[str, Scenario]":
+        """The attacks by name: what each wants, how it goes about it, what stands against it."""
+        from .attack import ATTACKS
+        return ATTACKS
+
+    def attack(self, name: str, config: Config | None = None, device: str | None = None,
+               progress: Callable[[str], None] | None = None) -> "Attack":
+        """Lets the guest attack the core, and reads off the machine what came of it: `m.attack("steal-key")`.
+
+        With a `config` it boots first; without, the guest that waits attacks.  `device` is `edu` or `nvme`, None for the first there is.
+        Raises HvlabError for an attack that does not exist; `hvcore.attack.ATTACKS` has them.
+        """
+        from .attack import run_attack
+        return run_attack(self, name, config, device, progress)
 
     def reboot(self, progress: Callable[[str], None] | None = None, **options: Any) -> Run:
         """The same machine from power-on, with options changed: `m.reboot(VTD_TRANS=False)`."""
@@ -186,7 +225,11 @@ class Machine:
     def _go(self) -> None:
         """Lets the processor run until there is nothing more to do."""
         self._phase = "guest runs"
-        stop = self._pc.run(self._engine.gate)
+        stop = None
+        if self._residents is not None:
+            self._ended = self._residents.go(self._engine.gate, self._awaited) or self._ended
+        else:
+            stop = self._pc.run(self._engine.gate)
         if self._ended is None and stop is not None and not self._pc.reset_requested:
             self._ended = outcome.of_stop(stop)
         if self.core and not self.core.text_intact():
@@ -200,11 +243,9 @@ class Machine:
         try:
             self.exits.on_door()
         except GuestDead as death:
-            self._end("guest-crash", str(death))
+            self._die(str(death))
         except (Panic, Unreadable) as panic:
-            assert self.core is not None
-            self.core.console.print(f"panic: {panic}")
-            self._end("vmm-panic", str(panic))
+            self._panic(str(panic))
         if seen and self.exits.count > before:
             self._exit, self._to_exit = seen, False
             self._engine.ask()
@@ -214,14 +255,36 @@ class Machine:
         if outcome.is_ready(line.decode("latin-1")):
             self._pc.journal.guest_ready()
 
+    def _die(self, why: str) -> None:
+        """Guest 1 cannot go on: the end of the run, unless there is another guest."""
+        if self._residents is not None:
+            self._residents.of(1).die(why)
+        else:
+            self._end("guest-crash", why)
+
+    def _panic(self, why: str) -> None:
+        """The core cannot go on."""
+        assert self.core is not None
+        self.core.console.print(f"panic: {why}")
+        self._end("vmm-panic", why)
+
     def _end(self, kind: str, why: str) -> None:
         self._ended = outcome.Ending(kind, why)
-        self._pc.cpu.stop(StopKind.REQUEST, why)
+        self._pc.stop(StopKind.REQUEST, why)
+
+    def _over(self) -> bool:
+        """Whether the machine as a whole stops."""
+        return self._ended is not None or self._pc.reset_requested
 
     @property
     def ended(self) -> outcome.Ending | None:
-        """How the current run ended; None while the guest could go on."""
+        """How the current run ended; None while a guest could go on."""
         return self._ended
+
+    @property
+    def residents(self) -> Residents | None:
+        """Both guests of a machine that is split; None where it is whole."""
+        return self._residents
 
     # --- control
 
@@ -268,7 +331,7 @@ class Machine:
         return self.state
 
     def _hurry(self, at_once: bool) -> None:
-        self._pc.cpu.pause(at_once)
+        self._pc.pause(at_once)
 
     def resume(self, seconds: float | None = None, *, watch: Watch | None = None) -> Run:
         """Goes on from a stop, as long as it takes or for at most `seconds` of wall time, after which the machine is stopped again."""
@@ -294,8 +357,10 @@ class Machine:
         try:
             while not self._engine.wait(TICK if stop_after is None else min(TICK, stop_after), heard):
                 spent = time.monotonic() - since
+                self._pc.tick()
                 if limit is not None and spent >= limit:
-                    self._pc.cpu.stop(StopKind.TIMEOUT, f"still running after {limit:g} s of wall time")
+                    self._pc.stop(StopKind.TIMEOUT, f"still running after {limit:g} s of wall time")
+                    since = time.monotonic()
                 if stop_after is not None and spent >= stop_after:
                     self._engine.stop()
                 watch(None)
@@ -345,40 +410,46 @@ class Machine:
 
     # --- using a running guest
 
-    def key_in(self, text: str) -> None:
+    def key_in(self, text: str, guest: int = 1) -> None:
         """Input on the guest's console, which it takes when the machine goes on: `step`, `step_exit` or `resume` from there."""
-        self._must_have_guest()
+        self._must_have_guest(guest)
         with self.still():
-            self._pc.type(text.encode("latin-1", "replace"))
+            self._seat(guest).type(text.encode("latin-1", "replace"))
 
-    def send(self, text: str, *, limit: float | None = None, watch: Watch | None = None) -> str:
+    def _seat(self, guest: int) -> Pc | Partition:
+        """The processor and ports of a guest."""
+        return self._residents.of(guest).seat if self._residents else self._pc
+
+    def send(self, text: str, guest: int = 1, *, limit: float | None = None, watch: Watch | None = None) -> str:
         """Sends input to the guest's console and lets it run until it waits again; returns what it printed meanwhile.
 
         A machine that was stopped goes on; where its boot was, that comes to its end first.  A guest that resets the machine is booted
         again with the same options.  `limit` and `watch` as `boot` has them.
         """
         limit = WALL_LIMIT if limit is None else limit
-        self._must_have_guest()
+        self._must_have_guest(guest)
         if not self._up:
             self._let_go()
             self._drive(watch, limit=limit)
-            self._must_have_guest()
+            self._must_have_guest(guest)
             if self.state == "stopped":
                 raise HvlabError("the machine was stopped before its guest was ready, and nothing was sent: resume() it first")
-        before, number = len(self._pc.serial), self._boots
-        self.key_in(text)
+        before, number = len(self._seat(guest).serial), self._boots
+        self.key_in(text, guest)
+        self._awaited = guest if self._residents else None
         self._let_go()
         self._drive(watch, limit=limit)
-        return bytes(self._pc.serial[before if self._boots == number else 0:]).decode("latin-1")
+        return bytes(self._seat(guest).serial[before if self._boots == number else 0:]).decode("latin-1")
 
     def _must_not_be_booting(self) -> None:
         if self._engine.stopped and self._phase is None:
             raise HvlabError("the machine was stopped just before power-on: resume() it first")
 
-    def _must_have_guest(self) -> None:
+    def _must_have_guest(self, guest: int = 1) -> None:
         self._must_not_be_booting()
-        if self.run is None or self._ended is not None or not self.run.live:
-            raise HvlabError(f"there is no guest to send to: {self._ended.why if self._ended else 'boot the machine first'}")
+        ended = self._ended or (self._residents.of(guest).ended if self._residents else None)
+        if self.run is None or ended is not None or not self.run.live:
+            raise HvlabError(f"there is no guest to send to: {ended.why if ended else 'boot the machine first'}")
 
     # --- looking
 

@@ -11,7 +11,7 @@ from ..spec.vtd import GSTS, PMEN
 from .clock import Clock
 from .vtd.unit import RemappingUnit
 
-__all__ = ["Journal"]
+__all__ = ["PHASE_NS", "Journal"]
 
 EVENT_NS, PHASE_NS = 1_000, 1_000_000
 _SWITCHES = {"TE": "TES", "IRE": "IRES"}

@@ -1,7 +1,8 @@
 """Page tables of the core's own paging and of the guest's nested paging: long-mode entries in pages of the heap.
 
 The guest sees physical memory as it is (guest-physical = host-physical) but for the core's region: there every page is one blank page,
-read-only.  Units' registers are withheld in the same way where the configuration says so.
+read-only.  Units' registers are withheld in the same way where the configuration says so.  Entries are born accessed and dirty, so that the
+processor, which would mark them, never writes into the core's memory.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from .heap import Heap
 __all__ = ["Tables", "build_host", "build_nested"]
 
 P, W, U, NX = PRESENT, 1 << 1, 1 << 2, 1 << 63
+USED = 1 << 5 | 1 << 6
+"""Accessed and, in leaves, dirty."""
 GIB, MIB2 = 1 << 30, 2 << 20
 REACH = 1 << PHYSICAL_BITS
 
@@ -28,11 +31,11 @@ class Tables:
 
     def map(self, address: int, physical: int, flags: int, level: int) -> None:
         """One leaf of 4 KiB, 2 MiB or 1 GiB (level 0, 1, 2)."""
-        self.memory.write64(self.slot(address, level), physical | flags | (LARGE if level else 0))
+        self.memory.write64(self.slot(address, level), physical | flags | USED | (LARGE if level else 0))
 
     def point(self, address: int, table: int, flags: int, level: int) -> None:
         """A table of level `level` - 1 that exists already."""
-        self.memory.write64(self.slot(address, level), table | flags)
+        self.memory.write64(self.slot(address, level), table | flags | USED)
 
     def slot(self, address: int, level: int) -> int:
         """Host-physical address of the entry for `address` at a level; tables are made, large leaves split, on the way."""
@@ -41,7 +44,7 @@ class Tables:
             at = table + 8 * (address >> 12 + 9 * depth & 511)
             entry = self.memory.read64(at)
             if not entry & P or entry & LARGE:
-                entry = self._below(entry, depth) | P | W | U
+                entry = self._below(entry, depth) | P | W | U | USED
                 self.memory.write64(at, entry)
             table = entry & ADDRESS
         return table + 8 * (address >> 12 + 9 * level & 511)
@@ -74,7 +77,7 @@ def build_nested(memory: Memory, heap: Heap, region: tuple[int, int], blank: int
     for address in range(0, REACH, GIB):
         tables.map(address, address, P | W | U, 2)
     curtain = heap.alloc_page()
-    memory.u64(curtain, 512)[:] = blank | P | U
+    memory.u64(curtain, 512)[:] = blank | P | U | USED
     for address in range(*region, MIB2):
         tables.point(address, curtain, P | W | U, 1)
     for page in withheld:

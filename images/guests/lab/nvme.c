@@ -332,10 +332,10 @@ bool nvme_fetch(u64 address, void *data, unsigned length)
 /* The block that ends with the data, read, patched, written: what lies before is written back as it was. */
 bool nvme_store(u64 address, const void *data, unsigned length)
 {
-	u64 start = (address + length - 512) & ~3ul;
+	u64 start = (address + length - 512 + 3) & ~3ul;
 	u8 *block = nvme.pages[0];
 
-	if (length + 3 > 512 || !nvme_fetch(start, block, 500))
+	if (length + 3 > 512 || !nvme_dump(start, nvme.blocks - 2) || !nvme_block(nvme.blocks - 2, block, 512))
 		return false;
 	memcpy(block + (address - start), data, length);
 	return nvme_dump((u64)block, nvme.blocks - 2) && nvme_load(nvme.blocks - 2, start);
