@@ -1,11 +1,12 @@
 """How a run ended, read off the machine: its processor, its memory, its consoles.  Nothing is concluded from the configuration."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .machine.cpu import Stop, StopKind
 
-__all__ = ["OUTCOMES", "Ending", "is_ready", "of_console", "of_foreign_text", "of_stop"]
+__all__ = ["OUTCOMES", "Ending", "is_ready", "of_console", "of_foreign_text", "of_guests", "of_stop"]
 
 OUTCOMES = {
     "up": "the guest runs and its disk answers",
@@ -47,6 +48,12 @@ def of_foreign_text(stop: Stop | None) -> Ending:
     if stop is not None and stop.kind is StopKind.CRASH:
         return Ending("vmm-panic", f"the core's text page was overwritten, and its processor crashed on that: {stop.detail}")
     return Ending("vmm-taken-over", "the code in the core's text page is not the core's")
+
+
+def of_guests(endings: Sequence[tuple[int, Ending]]) -> Ending:
+    """Several guests, each by its number: the outcome of the one that fared worst, and how it went for each."""
+    worst = max((e.outcome for _, e in endings), key=list(OUTCOMES).index)
+    return Ending(worst, "; ".join(f"guest {number}: {e.why}" for number, e in endings))
 
 
 def of_console(text: str, first_fault: str | None) -> Ending:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from . import outcome
 from .errors import BadTable, HvlabError, quoted
 from .figures import attach, attach_differences
+from .guests import GuestView, Tenure, look_at
 from .inspect.cached import CachedDomain, read_cached
 from .inspect.diff import Change, diff_runs
 from .inspect.dmar import DmarTable, read_dmar
@@ -42,9 +43,10 @@ from .spec.interrupts import INTERRUPT_REASONS
 from .spec.linuxboot import BOOT_PARAMS_SIZE, E820_ENTRIES, E820_MAX, E820_TABLE
 from .spec.paging import NESTED
 from .spec.pci import format_bdf
+from .twoguests import Resident, Residents
 from .vmm.config import Config
 from .vmm.core import Core
-from .vmm.layout import Part, named_ranges
+from .vmm.layout import HEAP, Part, named_ranges
 
 __all__ = ["Console", "Guest", "Run", "VmmMemory"]
 
@@ -69,9 +71,11 @@ class Bench(Protocol):
     def ended(self) -> outcome.Ending | None: ...
     @property
     def unfinished(self) -> outcome.Ending | None: ...
+    @property
+    def residents(self) -> Residents | None: ...
 
-    def send(self, text: str) -> str:
-        """Input for the guest; what it printed meanwhile."""
+    def send(self, text: str, guest: int = 1) -> str:
+        """Input for a guest; what it printed meanwhile."""
         ...
 
     def still(self) -> AbstractContextManager[None]:
@@ -81,26 +85,29 @@ class Bench(Protocol):
 
 @dataclass(frozen=True)
 class Console:
-    """What was printed: by the core on the debug port, by the guest on its serial line."""
+    """What was printed: by the core on the debug port, by the guest on its serial line, and by the second guest where there is one."""
 
     vmm: str
     guest: str
+    guest2: str | None = None
 
     @property
     def frame(self) -> "pd.DataFrame":
         """One row a line: which console, and the text."""
         import pandas as pd
-        rows = [(name, line) for name, text in (("vmm", self.vmm), ("guest", self.guest)) for line in text.splitlines()]
+        parts = (("vmm", self.vmm), ("guest", self.guest), ("guest2", self.guest2 or ""))
+        rows = [(name, line) for name, text in parts for line in text.splitlines()]
         return pd.DataFrame(rows, columns=["console", "text"])
 
     def __str__(self) -> str:
-        return f"--- core\n{self.vmm.rstrip()}\n--- guest\n{self.guest.rstrip()}"
+        second = f"\n--- guest 2\n{self.guest2.rstrip()}" if self.guest2 is not None else ""
+        return f"--- core\n{self.vmm.rstrip()}\n--- guest\n{self.guest.rstrip()}{second}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         style = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:var(--jp-code-font-family,monospace)"
-        parts = (("Core", self.vmm), ("Guest", self.guest))
+        parts = [("Core", self.vmm), ("Guest", self.guest), *([("Guest 2", self.guest2)] if self.guest2 is not None else [])]
         return "".join(f'<h4>{name}</h4><pre style="{style}">{html.escape(text)}</pre>' for name, text in parts)
 
 
@@ -115,14 +122,14 @@ class VmmMemory:
 
 
 class Guest:
-    """The guest's end of its serial line."""
+    """The guest's end of its serial line; the second one's with `number` 2."""
 
-    def __init__(self, machine: Bench):
-        self._machine = machine
+    def __init__(self, machine: Bench, number: int = 1):
+        self._machine, self._number = machine, number
 
     def command(self, line: str) -> str:
         """Types a line to the guest's monitor; returns its answer without echo and prompt.  Raises HvlabError where no guest listens."""
-        text = self._machine.send(line + "\n").replace("\r", "")
+        text = self._machine.send(line + "\n", self._number).replace("\r", "")
         return text.partition("\n")[2].removesuffix("lab> ").strip("\n")
 
 
@@ -168,9 +175,19 @@ class Run:
         return self._read("ending", self._ending)
 
     def _ending(self) -> outcome.Ending:
-        faults = self.faults
         told = self._machine.ended or self._machine.unfinished
-        return told or outcome.of_console(self.console.guest, _sentence(faults[0]) if faults else None)
+        if told or self._machine.residents is None:
+            return told or self._of_console(self.console.guest, list(self.faults))
+        return outcome.of_guests([(r.number, self._fate(r)) for r in self._machine.residents])
+
+    def _of_console(self, text: str, faults: list[Fault]) -> outcome.Ending:
+        return outcome.of_console(text, _sentence(faults[0]) if faults else None)
+
+    def _fate(self, resident: Resident) -> outcome.Ending:
+        """How one of two guests fares; a fault is of the guest whose domain the requester belongs to."""
+        share = self.core.tiny.share if self.core and self.core.tiny else None
+        faults = [f for f in self.faults if (share is not None and f.source in share.requesters) == (resident.number == 2)]
+        return resident.ended or self._of_console(_text(resident.seat.serial), faults)
 
     @property
     def outcome(self) -> str:
@@ -262,7 +279,10 @@ class Run:
     def _named_parts(self) -> list[tuple[str, int, int]]:
         """The parts of the core's memory, host-physical; none before it has one."""
         base = self.core.base if self.core else None
-        return [] if base is None else named_ranges(base, self.config.VMM_SIZE_MIB << 20)
+        second = self.core.tiny.guest if self.core and self.core.tiny else None
+        block = named_ranges(second.base, HEAP)[:-1] if second else []
+        own = [] if base is None else named_ranges(base, self.config.VMM_SIZE_MIB << 20)
+        return [*((f"{name} of guest 2", start, end) for name, start, end in block), *own]
 
     def _uncovered(self) -> tuple[list[tuple[int, int]], str]:
         """(segment, requester id) of the known functions that no unit sees; and in words, what else no unit would see."""
@@ -323,9 +343,10 @@ class Run:
 
     @property
     def console(self) -> Console:
-        """Both consoles."""
+        """All consoles."""
         pc = self._machine.pc
-        return self._read("console", lambda: Console(pc.debug.decode("latin-1"), bytes(pc.serial).decode("latin-1").replace("\r", "")))
+        return self._read("console", lambda: Console(pc.debug.decode("latin-1"), _text(pc.serial),
+                                                     _text(pc.partition.serial) if pc.partition else None))
 
     @property
     def vmm(self) -> VmmMemory:
@@ -336,6 +357,30 @@ class Run:
         size = self.config.VMM_SIZE_MIB << 20
         heap = self.core.heap if self.core else None
         return VmmMemory(self.core.base if self.core else None, size, heap.used if heap else 0, heap.total if heap else 0)
+
+    @property
+    def guests(self) -> Records[GuestView]:
+        """The guests, each with its RAM, devices and console: one, or two with TINYVISOR; none before one was loaded."""
+        return self._read("guests", self._guests)
+
+    def _guests(self) -> Records[GuestView]:
+        core, residents, pc = self.core, self._machine.residents, self._machine.pc
+        if core is None or core.base is None or core.boot_params is None:
+            return Records(GuestView)
+        tenures = [Tenure(1, core.base, core.boot_params)]
+        second = core.tiny.guest if core.tiny else None
+        tenures += [Tenure(2, second.base, second.boot_params)] if second and residents else []
+        sources = sorted(f.source for f in pc.topology.functions if not f.segment)
+        endings = [self._fate(r) for r in residents] if residents else [self.ending]
+        texts = [_text(r.seat.serial) for r in residents] if residents else [_text(pc.serial)]
+        return Records(GuestView, [look_at(pc.memory, t, sources, residents is not None, ending, text, self._sender(t.number))
+                                   for t, ending, text in zip(tenures, endings, texts, strict=True)])
+
+    def _sender(self, number: int) -> Callable[[str], str]:
+        def send(line: str) -> str:
+            self._must_live("its guest is gone")
+            return Guest(self._machine, number).command(line)
+        return send
 
     # --- using
 
@@ -406,10 +451,16 @@ class Run:
                     "heap_pages_total": self.vmm.heap_pages_total},
             "units": self.units.to_json(), "domains": self.domains.to_json(), "faults": self.faults.to_json(),
             "console": {"vmm": self.console.vmm.splitlines(), "guest": self.console.guest.splitlines()}, "timings": self.timings,
+            "guests": self.guests.to_json(),
         }
 
     def __str__(self) -> str:
-        return "\n\n".join([self._headline(), *(str(part) for part in (self.e820, self.units, self.domains, self.faults) if len(part))])
+        return "\n\n".join([self._headline(), *(str(part) for part in self._shown() if len(part))])
+
+    def _shown(self) -> list[Records[Any]]:
+        """The parts of the summary; the guests only where there are several."""
+        guests = self.guests
+        return [*([guests] if len(guests) > 1 else []), self.e820, self.units, self.domains, self.faults]
 
     __repr__ = __str__
 
@@ -422,11 +473,16 @@ class Run:
 
     def _repr_html_(self) -> str:
         head = "<br>".join(html.escape(line) for line in self._headline().splitlines())
-        return f"<p>{head}</p>" + "".join(part._repr_html_() for part in (self.e820, self.units, self.domains, self.faults) if len(part))
+        return f"<p>{head}</p>" + "".join(part._repr_html_() for part in self._shown() if len(part))
 
 
 _PARTS = ("ending", "e820", "units", "registers", "dmar", "domains", "permissions", "cpu", "cached", "faults", "interrupts", "messages",
-          "console", "vmm", "history", "dma", "functions", "proof")
+          "console", "vmm", "history", "dma", "functions", "proof", "guests")
+
+
+def _text(serial: bytes | bytearray) -> str:
+    """A serial line's bytes as text."""
+    return bytes(serial).decode("latin-1").replace("\r", "")
 
 
 def _firmware_map(memory: Memory) -> tuple[E820Entry, ...]:

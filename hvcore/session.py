@@ -27,9 +27,9 @@ from .machine.pc import Pc
 from .phases import Phases, doing
 from .run import Run
 from .sources import images_dir, load
-from .twoguests import Residents
 from .spec.linuxboot import Elf, load_elf
 from .spec.pci import format_bdf
+from .twoguests import Residents
 from .vmm.config import POLICIES, Config
 from .vmm.core import Core
 from .vmm.exits import Exits, GuestDead

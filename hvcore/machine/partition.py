@@ -45,7 +45,7 @@ class Partition:
 
     def __init__(self, pc: "Pc"):
         self.memory, self.clock = pc.memory, pc.clock
-        self.bus = PartitionBus(pc.bus)
+        self.bus: Bus = PartitionBus(pc.bus)
         self.halted = self.parked = False
         self.serial = bytearray()
         self.debug = bytearray()

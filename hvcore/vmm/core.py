@@ -13,7 +13,7 @@ from ..spec.bits import align_up
 from ..spec.e820 import E820Entry
 from ..spec.linuxboot import Elf
 from ..spec.svm import ControlArea
-from . import dmar, iommu, nested, protection
+from . import dmar, iommu, nested, passthrough, protection
 from .config import Config
 from .exits import GUARDED_MSRS, Exits
 from .guest import GuestStart, load_guest
@@ -22,7 +22,9 @@ from .layout import HEAP, SECRET_SIZE, Data, Part
 from .memmap import FOUR_GIB, choose_region, guest_map
 from .mmio import Trap
 from .pci import find_devices, with_aliases
-from .platform import Console, Platform
+from .platform import Console, Platform, SplitPlatform
+from .tiny import TinyVisor
+from .tiny.exits import TinyExits
 from .vmcb import fresh_vmcb, msr_permissions
 
 __all__ = ["Core"]
@@ -47,7 +49,7 @@ class Core:
     `progress` is told each phase; at `gate`, which long work passes often, whoever runs the core can hold it.
     """
 
-    def __init__(self, platform: Platform, config: Config, progress: Callable[[str], None] = _no_progress,
+    def __init__(self, platform: SplitPlatform, config: Config, progress: Callable[[str], None] = _no_progress,
                  gate: Callable[[], None] = _open):
         self.platform, self.config, self.progress, self.gate = platform, config, progress, gate
         self.memory, self.bus = platform.memory, platform.bus
@@ -56,8 +58,10 @@ class Core:
         self.base: int | None = None
         self.boot_params: int | None = None
         self.heap: Heap | None = None
+        self.passed: passthrough.Passed | None = None
         self.traps: list[Trap] = []
         self.pollers: list[Callable[[], None]] = []
+        self.tiny: TinyVisor | None = None
 
     def boot(self, elf: Elf, command_line: str) -> Exits:
         """Everything up to the first VMRUN; the platform's processor then stands at the stub.  Raises Panic, whose message is printed."""
@@ -86,7 +90,7 @@ class Core:
         early = self.config.EARLY_PROTECTION and self.config.VTD_TRANS
         if not early:
             self.lay_out(base)
-        units = self.acpi_dmar_init()
+        units = self.acpi_dmar_init(e820)
         unit = iommu.Iommu(self.memory, self.bus, heap, units, self.console)
         if early:
             protection.close(unit, (base, base + self.size))
@@ -96,12 +100,19 @@ class Core:
         self.console.print("Loading drivers.")
         self.iommu_setup(unit, e820, heap, base)
         self.progress("guest")
-        guest = guest_map(e820, base)
+        if self.passed:
+            self.traps += passthrough.watch(self.memory, self.bus, heap, self.passed, (base, base + self.size), self.console)
+        guest = guest_map(e820, self.passed.address if self.passed else base)
+        guest = self.tiny.rest(guest) if self.tiny else guest
         start = load_guest(self.memory, elf, guest, command_line)
         self.boot_params = start.boot_params
         self.start_guest(start, heap, base, units)
+        if self.tiny:
+            self.tiny.confine_first(heap, base)
+            self.tiny.start_second(elf, command_line, heap)
         self.console.print("Starting a virtual machine.")
-        return Exits(self.platform, base, self.traps, self.pollers)
+        return (TinyExits(self.platform, base, 1, self.traps, self.pollers) if self.tiny
+                else Exits(self.platform, base, self.traps, self.pollers))
 
     def lay_out(self, base: int) -> None:
         """Stub, secret, blank page and permission map into the region."""
@@ -111,8 +122,8 @@ class Core:
 
     # --- remapping
 
-    def acpi_dmar_init(self) -> list[dmar.Unit]:
-        """Finds the DMAR, takes its units, hides it from the guest."""
+    def acpi_dmar_init(self, e820: tuple[E820Entry, ...]) -> list[dmar.Unit]:
+        """Finds the DMAR, takes its units, hides it from the guest or gives it another one."""
         self.progress("acpi")
         address = dmar.find_dmar(self.memory)
         if address is None:
@@ -125,6 +136,8 @@ class Core:
             raise Panic("Assertion failed!(r) function acpi_dmar_init file core/x86/acpi_dmar.c line 1039")
         if "SCOPE_BY_EXACT_FUNCTION" not in self.config.QUIRKS:
             units = dmar.parse_by_the_book(self.memory, address, with_aliases(self.bus, find_devices(self.bus)), self.console)
+        if self.config.DMAR_PASS_THROUGH and self.base is not None:
+            self.passed = passthrough.install(self.memory, self.bus, address, e820, (self.base, self.base + self.size), self.console)
         dmar.zap(self.memory, address, 4)
         if self.config.DISABLE_VTD and not self.config.VTD_TRANS:
             for unit in units:
@@ -137,6 +150,8 @@ class Core:
         self.console.print("PCI: finding devices...")
         functions = find_devices(self.bus)
         self.console.print(f"PCI: {len(functions)} devices found on PCI segment 0")
+        if self.config.TINYVISOR:
+            self.tiny = TinyVisor(self, functions, guest_map(e820, base), self.config.GUEST2_DEVICES)
         functions = functions if "SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS else with_aliases(self.bus, functions)
         self._print_mcfg()
         if not self.config.VTD_TRANS or not unit.units:
@@ -148,10 +163,12 @@ class Core:
         root = iommu.map_domain(self.memory, heap, levels, self._map_end(e820), (base, base + self.size), self._superpages(caps),
                                 self.gate, _RESERVE if "IGNORED_OUT_OF_MEMORY" in self.config.QUIRKS else None)
         self.console.print("... Ready.")
+        others = self.tiny.domain_1(heap, root, levels) if self.tiny else []
+        functions = self.tiny.of_guest_1(functions) if self.tiny else functions
         self.progress("iommu on")
         if self.config.INTERRUPT_REMAPPING:
             protection.block_interrupts(unit)
-        unit.setup(iommu.Domain(0, levels, root), functions, must_cover="SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS)
+        unit.setup(iommu.Domain(0, levels, root), functions, "SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS, others)
         if self.config.EARLY_PROTECTION:
             protection.open_up(unit)
 
@@ -184,6 +201,13 @@ class Core:
         host = nested.build_host(self.memory, heap, base + Part.TEXT)
         trapped = [page for trap in self.traps for page in range(trap.start, trap.end, PAGE)]
         n_cr3 = nested.build_nested(self.memory, heap, (base, base + self.size), base + Part.BLANK, withheld, trapped)
+        self.stand_at_stub(self.platform, base, start, host, n_cr3)
+
+    def stand_at_stub(self, platform: Platform, base: int, start: GuestStart, host: int, n_cr3: int) -> None:
+        """VMCB and data page of the block at `base`; then the platform's processor stands at its stub.
+
+        `host` and `n_cr3` are the roots of the core's own tables and of the guest's nested ones.
+        """
         self.memory.write(base + Part.VMCB, fresh_vmcb(base + Part.MSRPM, n_cr3, start.entry, start.cr3, start.gdt, start.stack))
         data = base + Part.DATA
         for offset, value in ((Data.VMCB, base + Part.VMCB), (Data.HOST, base + Part.HOST), (Data.CR3, host), (Data.N_CR3, n_cr3),
@@ -192,7 +216,7 @@ class Core:
         self.memory.write(data + Data.WAIT, b"\1")
         self.memory.write(data + Data.GDT, struct.pack("<4Q", *_HOST_GDT))
         self.memory.write(data + Data.GDTR, struct.pack("<HQ", 31, data + Data.GDT))
-        self.platform.cpu.start(base + Part.TEXT, host, base + Part.HSAVE)
+        platform.cpu.start(base + Part.TEXT, host, base + Part.HSAVE)
 
     def _register_pages(self, unit: dmar.Unit) -> range:
         """Host-physical pages that a unit's registers take, by its own capability registers."""
@@ -209,8 +233,9 @@ class Core:
             return None
 
     def text_intact(self) -> bool:
-        """Whether the stub in memory is still the one the core put there."""
-        return self.base is None or self.memory.read(self.base + Part.TEXT, len(stub())) == stub()
+        """Whether the stub in memory is still the one the core put there, that of a second guest too."""
+        second = self.tiny.guest.base if self.tiny and self.tiny.guest else None
+        return all(base is None or self.memory.read(base + Part.TEXT, len(stub())) == stub() for base in (self.base, second))
 
 
 def stub() -> bytes:
