@@ -183,7 +183,8 @@ def test_ports_cpuid_help(guest: Qemu) -> None:
     assert guest.command("in 0xcfe 2") == "in: 0x10\n"
     assert struct.pack("<III", *(int(word, 16) for word in re.findall("e[bdc]x (0x[0-9a-f]+)", guest.command("cpuid 0"))))[:4] == b"Auth"
     assert {line.split()[0] for line in guest.command("help").splitlines()} == {
-        "help", "e820", "lspci", "acpi", "peek", "poke", "dma", "nvme", "vmmcall", "cpuid", "time", "in", "out", "crash", "reboot"}
+        "help", "e820", "lspci", "acpi", "peek", "poke", "dma", "nvme", "attack", "iommu", "vmmcall", "cpuid", "time", "in", "out", "crash",
+        "reboot"}
 
 
 def test_probe_again(guest: Qemu) -> None:
@@ -254,3 +255,34 @@ def test_blocked_dma(tmp_path: Path) -> None:
         q.command(f"poke {SCRATCH + 0x2000:#x} 0 8")
         q.command(f"poke {GCMD:#x} 0")
         assert "nvme nvme0: 1/0/0 default/read/poll queues" in without_stamps(q.command("nvme probe"))
+
+
+def test_the_guest_drives_the_iommu_itself(tmp_path: Path) -> None:
+    """On a real unit's model: what is mapped works, what is not faults with the reason and the device in the unit's record."""
+    with Qemu(["-device", EDU, *nvme(_image(tmp_path)), "-device", "intel-iommu"]) as q:
+        q.boot()
+        bios = _dumped(q.command("peek 0xf0000 16"))
+        assert any(bios) and _dumped(q.command("dma r 0xf0000 16")) == bios
+        lines = without_stamps(q.command("iommu on"))
+        assert lines[0] == "DMAR: Host address width 39"
+        assert lines[1].startswith("DMAR: dmar0: reg_base_addr fed90000 ver 1:0 cap d2008c22260206 ecap ")
+        assert lines[2] == "DMAR: Intel(R) Virtualization Technology for Directed I/O"
+        assert re.fullmatch(r"iommu: on, 6 functions, 3 levels, leaves of 2 MiB, \d+ tables", lines[3])
+        assert "GSTS 0xc0000000" in q.command("iommu") and "FSTS 0x0" in q.command("iommu")
+        assert "nvme nvme0: 1/0/0 default/read/poll queues" in without_stamps(q.command("nvme probe"))
+        q.command("poke 0x100000000 0x11223344")
+        assert _dumped(q.command("dma r 0x100000000 4")) == bytes.fromhex("44332211")
+        assert "FSTS 0x0" in q.command("iommu")
+        assert _dumped(q.command("dma r 0xf0000 16")) == bytes(16)
+        record = _dumped(q.command(f"peek {IOMMU + 0x220:#x} 16"))
+        low, high = struct.unpack("<QQ", record)
+        assert (low, high >> 63, high >> 32 & 0xFF, high & 0xFFFF) == (0xF0000, 1, 6, 0x18)
+        assert q.command("iommu off") == "iommu: off\n"
+        assert _dumped(q.command("dma r 0xf0000 16")) == bios
+        assert lines[3] == without_stamps(q.command("iommu on"))[3], "the tables are used again"
+
+
+def test_without_a_dmar_there_is_nothing_to_drive(guest: Qemu) -> None:
+    for command in ("iommu", "iommu on", "iommu off"):
+        assert guest.command(command) == "iommu: no DMAR table\n"
+    assert guest.command("iommu onwards") == "iommu: nothing, on, on norms (without the RMRRs), or off\n"

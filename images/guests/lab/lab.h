@@ -147,6 +147,11 @@ bool edu_buffer(void *data, unsigned length);
 /* attack.c */
 void attack(const char *name, const char *device);
 
+/* iommu.c: the remapping units, driven by the guest itself */
+void iommu_on(bool rmrrs);
+void iommu_off(void);
+void iommu_print(void);
+
 /* monitor.c */
 _Noreturn void monitor(void);
 

@@ -153,6 +153,18 @@ static void attack_command(unsigned count, char **words)
 	attack(words[1], count > 2 ? words[2] : NULL);
 }
 
+static void iommu(unsigned count, char **words)
+{
+	if (count == 1)
+		iommu_print();
+	else if (equal(words[1], "on") && (count == 2 || equal(words[2], "norms")))
+		iommu_on(count == 2);
+	else if (equal(words[1], "off") && count == 2)
+		iommu_off();
+	else
+		print("iommu: nothing, on, on norms (without the RMRRs), or off\n");
+}
+
 static void vmmcall(unsigned count, char **words)
 {
 	u64 rax;
@@ -236,6 +248,7 @@ static const struct command commands[] = {
 	{ "nvme", "[read LBA|probe|dump ADDR LBA|load LBA ADDR]",
 	  "the controller, a block, the driver's start again, or a block from or to any memory", 0, 3, nvme_command },
 	{ "attack", "NAME [edu|nvme]", "tries to get at the hypervisor by a device", 1, 2, attack_command },
+	{ "iommu", "[on [norms]|off]", "drives the remapping units that the DMAR names", 0, 2, iommu },
 	{ "vmmcall", "N", "calls the hypervisor with RAX = N", 1, 1, vmmcall },
 	{ "cpuid", "LEAF [SUBLEAF]", "what the CPU says of itself", 1, 2, cpuid_command },
 	{ "time", "", "seconds since the start", 0, 0, time },
