@@ -167,8 +167,8 @@ def _boot(options: argparse.Namespace) -> None:
     machine, run = _booted(options)
     with machine:
         for line in options.command:
-            if machine.ended:
-                print(f"hvlab: no guest was left for {line!r}: {machine.ended.why}", file=sys.stderr)
+            if ended := machine.ended_for(1):
+                print(f"hvlab: no guest was left for {line!r}: {ended.why}", file=sys.stderr)
                 break
             answer = run.guest.command(line)
             run = machine.run or run

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import outcome
 from .inspect import format as show
+from .inspect.lens import Fact
 from .inspect.records import Column, Record
 from .inspect.runs import Runs
 from .inspect.scan import scan
@@ -26,7 +27,7 @@ from .vmm.layout import Data, Part
 from .vmm.tiny.exits import FUNCTION_MAP
 from .vmm.tiny.functions import mapped_functions
 
-__all__ = ["GuestView", "Tenure", "look_at", "owned_functions", "told_map"]
+__all__ = ["GuestView", "Tenure", "look_at", "owned_functions", "reached_by", "told_map"]
 
 Range = tuple[int, int]
 
@@ -89,6 +90,15 @@ def look_at(memory: Memory, tenure: Tenure, functions: Sequence[int], split: boo
     e820 = told_map(memory, root, tenure.boot_params)
     devices = owned_functions(memory, tenure.base, functions) if split else tuple(functions)
     return GuestView(tenure.number, ending.outcome, ending.why, tuple(_ram(e820, cpu)), devices, console, e820, cpu, send)
+
+
+def reached_by(guest: GuestView, address: int) -> Iterator[Fact]:
+    """At which of its guest-physical addresses a guest's processor reaches a host-physical one."""
+    found = list(guest.cpu.reaching(address))
+    for at, run in found[:3]:
+        yield Fact(f"{guest.name}'s CPU", f"{run.perm} at guest-physical {at:#x}", run.start + run.offset, run.end + run.offset)
+    if not found:
+        yield Fact(f"{guest.name}'s CPU", "not reachable")
 
 
 def told_map(memory: Memory, root: int, boot_params: int) -> tuple[E820Entry, ...]:

@@ -6,14 +6,14 @@ While it is the machine's current run everything is read anew at each look; when
 import html
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import outcome
 from .errors import BadTable, HvlabError, quoted
 from .figures import attach, attach_differences
-from .guests import GuestView, Tenure, look_at
+from .guests import GuestView, Tenure, look_at, reached_by
 from .inspect.cached import CachedDomain, read_cached
 from .inspect.diff import Change, diff_runs
 from .inspect.dmar import DmarTable, read_dmar
@@ -396,7 +396,8 @@ class Run:
         if not isinstance(address, int) or not 0 <= address < 1 << 64:
             raise HvlabError(f"{address!r} is no physical address: give a number from 0 to {(1 << 64) - 1:#x}")
         parts = self._named_parts()
-        return look(self._machine.pc.memory, address, self.e820, self.domains, parts, self._nested_root(), self.units, self.dmar)
+        lens = look(self._machine.pc.memory, address, self.e820, self.domains, parts, self._nested_root(), self.units, self.dmar)
+        return replace(lens, facts=(*lens.facts, *(fact for guest in self.guests[1:] for fact in reached_by(guest, address))))
 
     def explain(self, fault: Fault) -> Explanation:
         """The way of a DMA or an interrupt message that faulted, step by step through the tables as they are now.

@@ -281,6 +281,10 @@ class Machine:
         """How the current run ended; None while a guest could go on."""
         return self._ended
 
+    def ended_for(self, guest: int) -> outcome.Ending | None:
+        """How the run ended for guest 1 or 2; None while that one could go on."""
+        return self._ended or (self._residents.of(guest).ended if self._residents else None)
+
     @property
     def residents(self) -> Residents | None:
         """Both guests of a machine that is split; None where it is whole."""
@@ -447,7 +451,7 @@ class Machine:
 
     def _must_have_guest(self, guest: int = 1) -> None:
         self._must_not_be_booting()
-        ended = self._ended or (self._residents.of(guest).ended if self._residents else None)
+        ended = self.ended_for(guest)
         if self.run is None or ended is not None or not self.run.live:
             raise HvlabError(f"there is no guest to send to: {ended.why if ended else 'boot the machine first'}")
 
