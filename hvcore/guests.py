@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import outcome
+from .errors import Unreadable
 from .inspect import format as show
 from .inspect.lens import Fact
 from .inspect.records import Column, Record
@@ -84,11 +85,17 @@ class Tenure:
 
 def look_at(memory: Memory, tenure: Tenure, functions: Sequence[int], split: bool, ending: outcome.Ending, console: str,
             send: Callable[[str], str]) -> GuestView:
-    """Reads a guest.  `functions` are the machine's of segment 0; where it is not `split`, all are its own."""
-    root = memory.read64(memory.read64(tenure.base + Part.DATA + Data.VMCB) + ControlArea.N_CR3)
+    """Reads a guest.  `functions` are the machine's of segment 0; where it is not `split`, all are its own.
+
+    Where the core's pointers lead nowhere any more, only console and ending are told.
+    """
+    try:
+        root = memory.read64(memory.read64(tenure.base + Part.DATA + Data.VMCB) + ControlArea.N_CR3)
+        devices = owned_functions(memory, tenure.base, functions) if split else tuple(functions)
+    except Unreadable:
+        return GuestView(tenure.number, ending.outcome, ending.why, (), (), console, (), Runs.of([]), send)
     cpu = scan(memory, NESTED, root, 4).runs
     e820 = told_map(memory, root, tenure.boot_params)
-    devices = owned_functions(memory, tenure.base, functions) if split else tuple(functions)
     return GuestView(tenure.number, ending.outcome, ending.why, tuple(_ram(e820, cpu)), devices, console, e820, cpu, send)
 
 

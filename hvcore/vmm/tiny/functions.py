@@ -38,8 +38,11 @@ def _put(bits: bytearray, source: int, rights: int) -> None:
 
 
 def allowed(memory: Memory, at: int, source: int, write: bool) -> bool:
-    """Whether the function map at `at` (host-physical) lets its guest read or write the configuration space of a function."""
-    rights = memory.map[at + source // 4] >> 2 * (source % 4)
+    """Whether the function map at `at` (host-physical) lets its guest read or write the configuration space of a function.
+
+    Raises Unreadable where no map can be there.
+    """
+    rights = memory.read(at + source // 4, 1)[0] >> 2 * (source % 4)
     return bool(rights & (WRITE if write else READ))
 
 

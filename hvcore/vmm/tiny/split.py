@@ -14,7 +14,7 @@ from ..memmap import FOUR_GIB
 from ..pci import Function, requesters
 from ..platform import config_read
 
-__all__ = ["Share", "choose_functions", "choose_ram", "guest_2_map", "without"]
+__all__ = ["Share", "choose_functions", "choose_ram", "choose_share", "guest_2_map", "without"]
 
 MIB, MIB2 = 1 << 20, 2 << 20
 MOST, LEAST = 512 * MIB, 32 * MIB
@@ -25,14 +25,18 @@ _EDU, _NVME = (0x1234, 0x11E8), 0x010802
 
 @dataclass(frozen=True)
 class Share:
-    """Guest 2's part: RAM [start, end) host-physical, its PCI `functions`, and the `bridges` above them, which both guests see and
-    neither can change, by requester id.  `requesters` are the ids under which the functions' DMA reaches a remapping unit."""
+    """Guest 2's part: RAM [start, end) host-physical and its PCI `functions`, by requester id.
+
+    `requesters` are the ids under which their DMA reaches a remapping unit.  `bridges` are all of the machine's: no guest can change one,
+    for their bus numbers decide who is who at the units.  Guest 2 sees those `above` its functions, guest 1 all.
+    """
 
     start: int
     end: int
     functions: frozenset[int]
-    bridges: frozenset[int]
     requesters: frozenset[int]
+    bridges: frozenset[int]
+    above: frozenset[int]
 
     @property
     def size(self) -> int:
@@ -72,10 +76,18 @@ def guest_2_map(size: int) -> tuple[E820Entry, ...]:
     return E820Entry(0, _LOW, usable), E820Entry(_LOW, _HIGH, reserved), E820Entry(_HIGH, size, usable)
 
 
+def choose_share(bus: Bus, functions: list[Function], e820: Iterable[E820Entry], wanted: str) -> Share:
+    """Guest 2's part of a machine with these PCI functions and, for a single guest, this map."""
+    start, end = choose_ram(e820)
+    given, ids, above = choose_functions(bus, functions, wanted)
+    bridges = frozenset(f.source for f in functions if f.bridge)
+    return Share(start, end, given, ids, bridges, frozenset(b.source for b in above))
+
+
 # --- functions
 
-def choose_functions(bus: Bus, functions: list[Function], wanted: str) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
-    """Guest 2's functions, the bridges above them, and their requester ids at the units.
+def choose_functions(bus: Bus, functions: list[Function], wanted: str) -> tuple[frozenset[int], frozenset[int], list[Function]]:
+    """Guest 2's functions, their requester ids at the units, and the bridges above them.
 
     `wanted` names them as `00:03.0,00:04.0`; `auto` is every edu device, or the NVMe controllers where there is none; `none`.  With a
     function come all others whose DMA cannot be told from its own.  Raises BadConfig for what is no function or cannot be given.
@@ -85,8 +97,8 @@ def choose_functions(bus: Bus, functions: list[Function], wanted: str) -> tuple[
     seen_as = requesters(bus, functions)
     ids = {seen_as[source] for source in named}
     given = frozenset(source for source, seen in seen_as.items() if seen in ids and not known[source].bridge)
-    bridges = frozenset(b.source for b in functions if b.bridge and any(b.secondary <= s >> 8 <= b.subordinate for s in given))
-    return given, bridges, frozenset(given | ids)
+    above = [b for b in functions if b.bridge and any(b.secondary <= s >> 8 <= b.subordinate for s in given)]
+    return given, frozenset(given | ids), above
 
 
 def _by_kind(bus: Bus, functions: list[Function]) -> list[int]:

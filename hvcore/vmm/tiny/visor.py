@@ -20,7 +20,7 @@ from ..platform import Console, Platform, SplitPlatform
 from . import functions as fn
 from .exits import FUNCTION_MAP, TinyExits, io_permissions
 from .memory import GuestMemory
-from .split import Share, choose_functions, choose_ram, guest_2_map, without
+from .split import choose_share, guest_2_map, without
 from .tables import map_range, nested_of_its_own, take_from_domain, take_from_nested
 
 __all__ = ["DOMAIN", "SecondGuest", "TinyVisor"]
@@ -58,7 +58,7 @@ class TinyVisor:
 
     def __init__(self, core: Splittable, functions: list[Function], e820: tuple[E820Entry, ...], wanted: str):
         self.core, self.memory, self.bus = core, core.memory, core.bus
-        self.share = Share(*choose_ram(e820), *choose_functions(core.bus, functions, wanted))
+        self.share = choose_share(core.bus, functions, e820, wanted)
         self.windows = [w for source in sorted(self.share.functions) for w in fn.windows(core.bus, source)]
         self.guest: SecondGuest | None = None
         self._must_not_overlap()
@@ -92,7 +92,8 @@ class TinyVisor:
     # --- the guests
 
     def confine_first(self, heap: Heap, base: int) -> None:
-        """What guest 1 loses: guest 2's RAM and windows in its nested tables, guest 2's functions in configuration space."""
+        """What guest 1 loses: guest 2's RAM and windows in its nested tables, guest 2's functions in configuration space, and the power to
+        change bridges."""
         root = self.memory.read64(base + Part.DATA + Data.N_CR3)
         pages = [(page, page + PAGE) for page in fn.config_pages(self.memory, self.share.functions)]
         take_from_nested(self.memory, heap, root, (self.share.start, self.share.end), [*self.windows, *pages],
@@ -108,10 +109,10 @@ class TinyVisor:
         self.core.lay_out(base)
         pages = [(page, page + PAGE) for page in fn.config_pages(self.memory, share.functions)]
         n_cr3 = nested_of_its_own(self.memory, heap, share.start, share.end, [*self.windows, *pages],
-                                  fn.config_pages(self.memory, share.bridges))
+                                  fn.config_pages(self.memory, share.above))
         platform = self.core.platform.second()
         self.core.stand_at_stub(platform, base, start, build_host(self.memory, heap, base + Part.TEXT), n_cr3)
-        self._guard_ports(heap, base, fn.function_map(False, share.functions, share.bridges))
+        self._guard_ports(heap, base, fn.function_map(False, share.functions, share.above))
         self.core.console.print("Processor 1 (AP)")
         self.guest = SecondGuest(base, platform, TinyExits(platform, base, 2), start.boot_params)
         return self.guest
