@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..spec import vtd
-from ..spec.paging import PagingFormat
+from ..spec.paging import PAGE, PagingFormat
 from ..spec.vtd import TranslationType
 from .domains import BUDGET, Context, Domain, context_problem, unit_format
 from .explain import protected_regions
@@ -266,7 +266,7 @@ class _ContextTables:
     def groups(self) -> dict[_Key, I64]:
         """The requesters of each different context that the unit takes."""
         pages, readable = self.reader.tables(self.addresses)
-        entries = pages.reshape(len(self.buses), -1, 2)
+        entries = pages.reshape(len(self.buses), PAGE // 16, 2)
         bus, devfn = np.nonzero((entries[:, :, 0] & np.uint64(1)).astype(np.bool_) & readable[:, None])
         if not len(bus):
             return {}
