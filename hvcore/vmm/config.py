@@ -99,6 +99,8 @@ class Config:
         self._settle_registers()
         if self.DMAR_PASS_THROUGH and (self.VTD_TRANS or not self.DISABLE_VTD):
             raise BadConfig("DMAR_PASS_THROUGH=y gives the units to the guest: it needs VTD_TRANS=n and DISABLE_VTD=y")
+        if self.TINYVISOR and self.NVME_DRIVER:
+            raise BadConfig("NVME_DRIVER=y drives the controller for one guest: it needs TINYVISOR=n")
         if self.TINYVISOR and self.DMAR_PASS_THROUGH:
             raise BadConfig("DMAR_PASS_THROUGH=y gives the units to one guest, which would rule the other's devices: it needs TINYVISOR=n")
 

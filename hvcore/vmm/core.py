@@ -13,7 +13,7 @@ from ..spec.bits import align_up
 from ..spec.e820 import E820Entry
 from ..spec.linuxboot import Elf
 from ..spec.svm import ControlArea
-from . import dmar, iommu, nested, passthrough, protection
+from . import dmar, iommu, nested, passthrough, protection, storage
 from .config import Config
 from .exits import GUARDED_MSRS, Exits
 from .guest import GuestStart, load_guest
@@ -21,7 +21,7 @@ from .heap import Heap, Panic
 from .layout import HEAP, SECRET_SIZE, Data, Part
 from .memmap import FOUR_GIB, choose_region, guest_map
 from .mmio import Trap
-from .pci import find_devices, with_aliases
+from .pci import Function, find_devices, requesters, with_aliases
 from .platform import Console, Platform, SplitPlatform
 from .tiny import TinyVisor
 from .tiny.exits import TinyExits
@@ -62,6 +62,7 @@ class Core:
         self.traps: list[Trap] = []
         self.pollers: list[Callable[[], None]] = []
         self.tiny: TinyVisor | None = None
+        self.storage: storage.Attached | None = None
 
     def boot(self, elf: Elf, command_line: str) -> Exits:
         """Everything up to the first VMRUN; the platform's processor then stands at the stub.  Raises Panic, whose message is printed."""
@@ -152,6 +153,8 @@ class Core:
         self.console.print(f"PCI: {len(functions)} devices found on PCI segment 0")
         if self.config.TINYVISOR:
             self.tiny = TinyVisor(self, functions, guest_map(e820, base), self.config.GUEST2_DEVICES)
+        if self.config.NVME_DRIVER:
+            self.load_storage(functions, heap, base)
         functions = functions if "SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS else with_aliases(self.bus, functions)
         self._print_mcfg()
         if not self.config.VTD_TRANS or not unit.units:
@@ -165,12 +168,30 @@ class Core:
         self.console.print("... Ready.")
         others = self.tiny.domain_1(heap, root, levels) if self.tiny else []
         functions = self.tiny.of_guest_1(functions) if self.tiny else functions
+        if self.storage and "DRIVER_IN_ITS_OWN_HOLE" not in self.config.QUIRKS:
+            others, functions = self.storage_domain(self.storage, functions, heap, levels)
         self.progress("iommu on")
         if self.config.INTERRUPT_REMAPPING:
             protection.block_interrupts(unit)
         unit.setup(iommu.Domain(0, levels, root), functions, "SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS, others)
         if self.config.EARLY_PROTECTION:
             protection.open_up(unit)
+
+    def load_storage(self, functions: list[Function], heap: Heap, base: int) -> None:
+        """The core's driver for the first NVMe controller, where there is one."""
+        stubborn = "DRIVER_IN_ITS_OWN_HOLE" in self.config.QUIRKS
+        self.storage = storage.attach(self.platform, heap, base, self.size, functions, self.console, stubborn)
+        if self.storage:
+            self.traps.append(self.storage.trap)
+            self.pollers.append(self.storage.driver.poll)
+
+    def storage_domain(self, held: storage.Attached, functions: list[Function], heap: Heap,
+                       levels: int) -> tuple[list[tuple[iommu.Domain, list[Function]]], list[Function]]:
+        """Domain 1, for the controller of the core's driver under each of its requester ids, and the functions that are left."""
+        own = {held.source, requesters(self.bus, functions)[held.source]}
+        table = iommu.map_only(self.memory, heap, levels, *held.shadow)
+        members = [f for f in functions if f.source in own]
+        return [(iommu.Domain(1, levels, table), members)], [f for f in functions if f.source not in own]
 
     def _map_end(self, e820: tuple[E820Entry, ...]) -> int:
         """Where domain 0 ends (IOVA), by IOMMU_MAP_END."""

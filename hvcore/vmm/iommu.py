@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from ..machine.bus import Bus
 from ..machine.memory import PAGE, Memory
 from ..spec import vtd
-from ..spec.bits import align_up
+from ..spec.bits import align_down, align_up
 from ..spec.pci import format_bdf
 from .dmar import Unit, matched_unit
 from .heap import Heap, Panic
 from .pci import Function
 from .platform import Console
 
-__all__ = ["Domain", "Iommu", "address_width", "map_domain"]
+__all__ = ["Domain", "Iommu", "address_width", "map_domain", "map_only"]
 
 GIB, MIB2 = 1 << 30, 2 << 20
 FOUR_GIB = 4 << 30
@@ -184,6 +184,21 @@ def map_domain(memory: Memory, heap: Heap, levels: int, end: int, hole: tuple[in
     if not complete:
         raise Panic("mm_page_alloc(0): Out of memory")
     return int(pages[0])
+
+
+def map_only(memory: Memory, heap: Heap, levels: int, start: int, end: int) -> int:
+    """Maps the half-open page range [start, end) to itself, read and write, in 4 KiB pages, and nothing else; returns the table's root."""
+    root = heap.alloc_page()
+    for first in range(align_down(start, MIB2), end, MIB2):
+        table = root
+        for level in range(levels, 1, -1):
+            slot = table + 8 * (first >> 12 + 9 * (level - 1) & 511)
+            if not memory.read64(slot):
+                memory.write64(slot, heap.alloc_page() | int(RW))
+            table = memory.read64(slot) & vtd.ADDRESS
+        for page in range(max(first, start), min(first + MIB2, end), PAGE):
+            memory.write64(table + 8 * (page >> 12 & 511), page | int(RW))
+    return root
 
 
 @dataclass(frozen=True)
