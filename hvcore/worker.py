@@ -15,17 +15,21 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import HvlabError
+from .inspect.matrix import Cell, Matrix, cells
 from .inspect.records import Records
 from .inspect.steps import ExitStep, Step
 from .run import Run
 from .session import Machine
 from .vmm.config import Config
+
+if TYPE_CHECKING:
+    from .attack import Attack
 
 __all__ = ["Listener", "Worker"]
 
@@ -41,7 +45,7 @@ class Listener:
         """A phase began, or 50 ms of work have passed since the last call: the phase and the seconds since the command began."""
 
     def console(self, machine: Machine, which: str, text: str) -> None:
-        """New output on the console `vmm` or `guest`, at most 20 times a second for each; a new boot begins both anew."""
+        """New output on the console `vmm`, `guest` or `guest 2`, at most 20 times a second for each; a new boot begins them anew."""
 
     def finished(self, machine: Machine | None, result: Any) -> None:
         """A command is done, with its result."""
@@ -81,12 +85,17 @@ class _Job:
         """Passes on what was printed since the last call."""
         if self.machine is not None and self.machine.run is not None:
             boot = self.machine.run.number
-            for which, output in (("vmm", self.machine.pc.debug), ("guest", self.machine.pc.serial)):
+            for which, output in self._outputs(self.machine):
                 number, seen = self.told.get(which, (boot, 0))
                 seen = seen if number == boot else 0
                 if output[seen:]:
                     self.tell(self.listener.console, self.machine, which, output[seen:].decode("latin-1").replace("\r", ""))
                 self.told[which] = boot, len(output)
+
+    @staticmethod
+    def _outputs(machine: Machine) -> list[tuple[str, bytearray]]:
+        second = [("guest 2", machine.residents.of(2).seat.serial)] if machine.residents else []
+        return [("vmm", machine.pc.debug), ("guest", machine.pc.serial), *second]
 
 
 class _Desk:
@@ -194,9 +203,31 @@ class Worker:
         """`machine.boot`, with no limit to its time."""
         return self._put(machine, lambda job: machine.boot(config, limit=FOREVER, watch=job.progress, **more))
 
-    def send(self, machine: Machine, text: str) -> "Future[str]":
+    def send(self, machine: Machine, text: str, guest: int = 1) -> "Future[str]":
         """`machine.send`, with no limit to its time."""
-        return self._put(machine, lambda job: machine.send(text, limit=FOREVER, watch=job.progress))
+        return self._put(machine, lambda job: machine.send(text, guest, limit=FOREVER, watch=job.progress))
+
+    def attack(self, machine: Machine, name: str, config: Config | None = None, device: str | None = None) -> "Future[Attack]":
+        """`machine.attack`.  One that is stopped before it is over has no verdict: HvlabError."""
+        def do(job: _Job) -> "Attack":
+            result = machine.attack(name, config, device, job.progress)
+            if job.stop:
+                raise HvlabError(f"{name} was stopped before it was over, so there is no verdict: let the machine go on, or attack again")
+            return result
+        return self._put(machine, do)
+
+    def matrix(self, machine: Machine, on_cell: Callable[[Cell], None], progress: Callable[[str], None],
+               policies: Sequence[str] | None = None, attacks: Sequence[str] | None = None) -> "Future[Matrix]":
+        """`inspect.matrix`; `progress` is told each cell before it runs, `on_cell` each one that is done.  Stopped, it is what was done."""
+        def do(job: _Job) -> Matrix:
+            done: list[Cell] = []
+            for cell in cells(machine, policies, attacks, progress=progress):
+                if job.stop:
+                    break
+                done.append(cell)
+                on_cell(cell)
+            return Matrix(machine.name, done)
+        return self._put(machine, do)
 
     def resume(self, machine: Machine, seconds: float | None = None) -> "Future[Run]":
         """`machine.resume`."""

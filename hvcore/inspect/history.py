@@ -22,7 +22,8 @@ class Event(Record):
     `time` is in nanoseconds since power-on.  Where it is `nominal` only the order means something: virtual time stands still while firmware
     and the core run.  `what`: `power-on`, `SRTP`, `SIRTP`, `TE on`, `TE off`, `IRE on`, `IRE off`, `PMEN on`, `PMEN off`, `phase` or
     `guest ready`; `unit` is the register base of the unit it happened to, `address` the table that SRTP or SIRTP latched, `ranges` the
-    protected regions (host-physical, half-open) since PMEN on, `phase` the name of the phase that began.
+    protected regions (host-physical, half-open) since PMEN on, `phase` the name of the phase that began.  `empty` says of SRTP and TE on
+    that no entry of the root table was present at that moment.
     """
 
     order: int
@@ -33,6 +34,7 @@ class Event(Record):
     address: int | None = None
     ranges: tuple[tuple[int, int], ...] = ()
     phase: str = ""
+    empty: bool = False
 
     title = "History of translation"
     legend = "time: virtual ns since power-on; where nominal, only the order counts; unit: register base"
@@ -41,6 +43,7 @@ class Event(Record):
         Column("nominal", lambda e: e.nominal, show.yes_no), Column("what", lambda e: e.what),
         Column("unit", lambda e: e.unit, show.address, True), Column("address", lambda e: e.address, show.address, True),
         Column("ranges", lambda e: e.ranges, _ranges), Column("phase", lambda e: e.phase),
+        Column("root table", lambda e: e.empty, lambda empty: "empty" if empty else ""),
     )
 
 
@@ -48,5 +51,5 @@ def read_history(happenings: Iterable[Happening], count: int) -> Records[Event]:
     """The newest happenings of a machine, oldest first, of `count` since power-on."""
     newest = list(happenings)
     first = count - len(newest)
-    events = [Event(first + i, h.time, h.nominal, h.what, h.unit, h.address, h.ranges, h.phase) for i, h in enumerate(newest)]
+    events = [Event(first + i, h.time, h.nominal, h.what, h.unit, h.address, h.ranges, h.phase, h.empty) for i, h in enumerate(newest)]
     return Records(Event, events, note=f"{first} older events are not kept." if first else "")

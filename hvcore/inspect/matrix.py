@@ -10,12 +10,13 @@ from ..errors import HvlabError, quoted
 from . import format as show
 from .records import Column, Record, Records, text_table
 
-__all__ = ["MARKS", "Cell", "Matrix", "matrix"]
+__all__ = ["MARKS", "Cell", "Matrix", "cells", "matrix"]
 
 MARKS = {"blocked": "#", "succeeded": "!", "crashed": "x", "boot failed": "-", "not tried": "?"}
 """A sign for each verdict, so that colour is never the only one."""
 _STYLES = {"blocked": "background:#005A43;color:#fff", "succeeded": "background:#D55E00;color:#000",
-           "crashed": "background:#E69F00;color:#000", "boot failed": "background:#666;color:#fff", "not tried": "background:#bbb;color:#000"}
+           "crashed": "background:#E69F00;color:#000", "boot failed": "background:#666;color:#fff",
+           "not tried": "background:#bbb;color:#000"}
 _PAD = "padding:2px 6px;text-align:left"
 
 
@@ -164,7 +165,12 @@ def matrix(machine: Attackable, policies: Sequence[str] | None = None, attacks: 
     `policies` and `attacks` are names, None for all; `device` as `Machine.attack` takes it; `progress` is told each cell before it runs.
     Each attack that got somewhere is followed by a boot, so that no cell lives on another's.  Raises HvlabError for unknown names.
     """
-    cells: list[Cell] = []
+    return Matrix(machine.name, cells(machine, policies, attacks, device, progress))
+
+
+def cells(machine: Attackable, policies: Sequence[str] | None = None, attacks: Sequence[str] | None = None, device: str | None = None,
+          progress: Callable[[str], None] | None = None) -> Iterator[Cell]:
+    """The cells of `matrix` one by one, each as soon as it is there."""
     for policy in _known("policy", policies, machine.policies):
         intact, failed = False, None
         for attack in _known("attack", attacks, machine.attacks):
@@ -173,8 +179,7 @@ def matrix(machine: Attackable, policies: Sequence[str] | None = None, attacks: 
             result = failed or machine.attack(attack, None if intact else machine.policies[policy], device)
             failed = result if result.verdict == "boot failed" else None
             intact = result.verdict == "blocked" and not result.changed
-            cells.append(Cell(policy, attack, result.verdict, result))
-    return Matrix(machine.name, cells)
+            yield Cell(policy, attack, result.verdict, result)
 
 
 def _known(kind: str, names: Sequence[str] | None, known: Mapping[str, Any]) -> list[str]:

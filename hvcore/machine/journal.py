@@ -7,7 +7,7 @@ a phase `PHASE_NS`.  From the guest's first instruction on, time is the clock's 
 from collections import deque
 
 from ..spec.happening import Happening
-from ..spec.vtd import GSTS, PMEN
+from ..spec.vtd import ADDRESS, GSTS, PMEN
 from .clock import Clock
 from .vtd.unit import RemappingUnit
 
@@ -31,10 +31,10 @@ class Journal:
         self._note("power-on")
 
     def _note(self, what: str, unit: int | None = None, address: int | None = None, ranges: tuple[tuple[int, int], ...] = (),
-              phase: str = "") -> None:
+              phase: str = "", empty: bool = False) -> None:
         if self._nominal and self.count:
             self._spent += PHASE_NS if phase else EVENT_NS
-        self.happenings.append(Happening(self._clock.now + self._spent, self._nominal, what, unit, address, ranges, phase))
+        self.happenings.append(Happening(self._clock.now + self._spent, self._nominal, what, unit, address, ranges, phase, empty))
         self.count += 1
 
     def phase(self, name: str, in_guest: bool = False) -> None:
@@ -51,11 +51,12 @@ class Journal:
         if command == "PMEN":
             self._protection(unit)
         elif command == "SRTP":
-            self._note(command, unit.base, unit.root)
+            self._note(command, unit.base, unit.root, empty=_empty(unit))
         elif command == "SIRTP":
             self._note(command, unit.base, unit.interrupt_table)
         elif bit := _SWITCHES.get(command):
-            self._note(f"{command} {'on' if GSTS.get(unit.register('GSTS'), bit) else 'off'}", unit.base)
+            on = GSTS.get(unit.register("GSTS"), bit)
+            self._note(f"{command} {'on' if on else 'off'}", unit.base, empty=bool(on) and command == "TE" and _empty(unit))
 
     def _protection(self, unit: RemappingUnit) -> None:
         """Notes what is protected where that is not what it was; None stands for off."""
@@ -63,3 +64,9 @@ class Journal:
         if now != self._protected.get(unit.base):
             self._note("PMEN off" if now is None else "PMEN on", unit.base, ranges=now or ())
         self._protected[unit.base] = now
+
+
+def _empty(unit: RemappingUnit) -> bool:
+    """Whether no entry of the root table that the unit has latched is present; each has 16 bytes, P is bit 0."""
+    table = unit.root & ADDRESS
+    return not unit.memory.backed(table, 4096) or not any(byte & 1 for byte in unit.memory.read(table, 4096)[::16])
