@@ -8,6 +8,7 @@ __all__ = ["DOING", "Phases", "doing"]
 DOING = {
     "firmware": "the firmware laid its tables",
     "vmm memory": "the core chose its memory",
+    "vmm laid": "the core laid its code and its key",
     "acpi": "the core read the ACPI tables",
     "pci": "the core scanned PCI",
     "iommu tables": "the core built the tables of domain 0",

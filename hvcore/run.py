@@ -34,10 +34,12 @@ from .inspect.runs import Runs
 from .inspect.scan import scan
 from .inspect.trace import Dma, read_trace
 from .inspect.units import RegisterValue, Unit, read_registers, read_units
+from .inspect.window import Opening, read_window
 from .machine.description import MachineDescription
 from .machine.firmware import read_e820
 from .machine.memory import Memory
 from .machine.pc import Pc
+from .machine.schedule import waits
 from .spec.e820 import ENTRY_SIZE, E820Entry, unpack
 from .spec.interrupts import INTERRUPT_REASONS
 from .spec.linuxboot import BOOT_PARAMS_SIZE, E820_ENTRIES, E820_MAX, E820_TABLE
@@ -187,6 +189,8 @@ class Run:
         """How one of two guests fares; a fault is of the guest whose domain the requester belongs to."""
         share = self.core.tiny.share if self.core and self.core.tiny else None
         faults = [f for f in self.faults if (share is not None and f.source in share.requesters) == (resident.number == 2)]
+        if resident.ended is None and not waits(resident.seat):
+            return outcome.Ending("running", "its processor is at work: it does not wait for input")
         return resident.ended or self._of_console(_text(resident.seat.serial), faults)
 
     @property
@@ -274,7 +278,7 @@ class Run:
         blank = None if vmm.base is None else vmm.base + Part.BLANK
         behind = {u.base: pc.topology.requesters(i) for i, u in enumerate(pc.units)}
         return Subject(pc.memory, pc.units, region, blank, self._named_parts(), self._nested_root(),
-                       self._machine.description.host_address_width, lambda base: behind[base], *self._uncovered(), domains)
+                       self._machine.description.host_address_width, lambda base: behind[base], *self._uncovered(), self.window, domains)
 
     def _named_parts(self) -> list[tuple[str, int, int]]:
         """The parts of the core's memory, host-physical; none before it has one."""
@@ -335,6 +339,16 @@ class Run:
     def history(self) -> Records[Event]:
         """What happened to translation since power-on, and the phases of the boot, in order."""
         return self._read("history", lambda: read_history(self._machine.pc.journal.happenings, self._machine.pc.journal.count))
+
+    @property
+    def window(self) -> Records[Opening]:
+        """When the core's memory was open to devices since it laid its code and key: the protection window."""
+        return self._read("window", self._window)
+
+    def _window(self) -> Records[Opening]:
+        vmm = self.vmm
+        region = None if vmm.base is None else (vmm.base, vmm.base + vmm.size)
+        return read_window(self.history, [u.base for u in self._machine.pc.units], region)
 
     @property
     def dma(self) -> Records[Dma]:
@@ -478,7 +492,7 @@ class Run:
 
 
 _PARTS = ("ending", "e820", "units", "registers", "dmar", "domains", "permissions", "cpu", "cached", "faults", "interrupts", "messages",
-          "console", "vmm", "history", "dma", "functions", "proof", "guests")
+          "console", "vmm", "history", "window", "dma", "functions", "proof", "guests")
 
 
 def _text(serial: bytes | bytearray) -> str:

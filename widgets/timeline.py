@@ -2,16 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from math import log2
+from textwrap import wrap
 
 from hvcore.inspect.format import address, size
 from hvcore.inspect.history import Event
 from hvcore.inspect.records import html_table
 from hvcore.phases import doing
+from hvcore.spec.vtd import ADDRESS
 
-from .drawing import MUTED, Drawing, Figure, Fill, range_part
+from .drawing import MUTED, ROW, Drawing, Figure, Fill, Part, range_part
 
-__all__ = ["AXES", "FILLS", "Now", "Stretch", "stretches", "timeline_figure"]
+__all__ = ["AXES", "FILLS", "Now", "Stretch", "exposure", "stretches", "timeline_figure"]
 
 AXES = ("even", "time")
 """`even` gives each event the same room; `time` is the machine's virtual time by its logarithm."""
@@ -21,19 +24,22 @@ FILLS = {
     "open": Fill("the VMM's memory, too", "#D55E00", "x"),
     "partly": Fill("everything but protected memory (PMEN)", "#F0E442", "\\"),
     "tables": Fill("what the domains' tables grant", "#009E73"),
+    "nothing": Fill("nothing", "#56B4E9", "-"),
 }
 _MEANING = {"even": "number of the event; each has the same room",
             "time": "virtual time since power-on, logarithmic; until the guest runs it is nominal: only the order counts"}
 PHASES = (Fill("phase", "#E8E8E8"), Fill("next phase", "#CFCFCF"))
 WIDTH, LEFT, RIGHT, BAR, PITCH, PHASE_BAR = 980.0, 126.0, 968.0, 30.0, 52.0, 24.0
+LABEL, LETTERS = 110.0, 130
+"""Width of a unit's label, letters of a line of words."""
 _TOLD_FIRST = ("TE on", "TE off", "PMEN on", "PMEN off")
 """Events whose names go before others' where there is not room for all."""
-_VMM_PHASE = "vmm memory"
+_VMM_PHASE = "vmm laid"
 
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """What the tables of a unit grant now: how much, the same in words, and whether some of the VMM's memory is among it."""
+    """What the tables of a unit grant now: how much or `nothing`, the same in words, and whether some of the VMM's memory is among it."""
 
     short: str
     words: str
@@ -43,20 +49,24 @@ class Now:
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """From event number `first` to event number `last` (None: until now) devices of a unit could reach `words`, in `short` so much;
-    `state` is of `FILLS`."""
+    `state` is of `FILLS`, `root` the root table that decided it (host-physical, None: none did)."""
 
     first: int
     last: int | None
     state: str
     words: str
     short: str
+    root: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is known of a unit at one moment: translation, protected ranges (host-physical, None: PMEN off), whether the VMM is there."""
+    """What is known of a unit at one moment: translation, the root table latched (host-physical) and whether it was empty when translation
+    was switched on, protected ranges (host-physical, None: PMEN off), whether the VMM is there."""
 
     translating: bool = False
+    root: int | None = None
+    empty: bool = False
     protected: tuple[tuple[int, int], ...] | None = None
     vmm: bool = False
 
@@ -65,7 +75,9 @@ class State:
         if event.what == "phase":
             return replace(self, vmm=self.vmm or event.phase == _VMM_PHASE)
         if event.unit == unit and event.what in ("TE on", "TE off"):
-            return replace(self, translating=event.what == "TE on")
+            return replace(self, translating=event.what == "TE on", empty=event.empty)
+        if event.unit == unit and event.what == "SRTP":
+            return replace(self, root=None if event.address is None else event.address & ADDRESS, empty=False)
         if event.unit == unit and event.what in ("PMEN on", "PMEN off"):
             return replace(self, protected=event.ranges if event.what == "PMEN on" else None)
         return self
@@ -82,22 +94,26 @@ def stretches(events: Sequence[Event], unit: int, ram: int, vmm: tuple[int, int]
     for event in events:
         state = state.after(event, unit)
         kind, words, short = _reach(state, ram, vmm)
-        if not out or (out[-1].state, out[-1].words) != (kind, words):
-            out = [*out[:-1], *(replace(s, last=event.order) for s in out[-1:]), Stretch(event.order, None, kind, words, short)]
-    if out and out[-1].state == "tables" and now:
-        out[-1] = replace(out[-1], words=now.words, short=now.short, state="open" if now.exposed else "tables")
+        root = state.root if state.translating else None
+        if not out or (out[-1].state, out[-1].words, out[-1].root) != (kind, words, root):
+            out = [*out[:-1], *(replace(s, last=event.order) for s in out[-1:]), Stretch(event.order, None, kind, words, short, root)]
+    if out and out[-1].state in ("tables", "nothing") and now:
+        kind = "open" if now.exposed else "nothing" if now.short == "nothing" else "tables"
+        out[-1] = replace(out[-1], words=now.words, short=now.short, state=kind)
     return out
 
 
 def _reach(state: State, ram: int, vmm: tuple[int, int] | None) -> tuple[str, str, str]:
     """A state as one of `FILLS`, in words, and how much it is."""
+    if state.translating and state.empty:
+        return "nothing", "nothing: the root table was empty when translation was switched on", "nothing"
     if state.translating:
         return "tables", FILLS["tables"].name, "by tables"
     covered = bool(vmm) and _holds(state.protected or (), vmm or (0, 0))
     if state.protected:
         kept = sum(end - start for start, end in state.protected)
         among = "" if not state.vmm or not vmm else ", the VMM not among it" if covered else ", the VMM's memory among it"
-        return ("partly" if covered or not state.vmm else "open"), f"everything but {size(kept)} protected{among}", f"but {size(kept)}"
+        return ("partly" if covered or not state.vmm else "open"), f"everything but {size(kept)} protected{among}", f"all but {size(kept)}"
     if state.vmm and vmm:
         return "open", f"everything ({size(ram)}), the VMM's memory among it", size(ram)
     return "early", f"everything ({size(ram)})", size(ram)
@@ -122,15 +138,17 @@ def timeline_figure(events: Sequence[Event], units: Sequence[int], ram: int, vmm
     place = _places(events, axis)
     drawing = Drawing(WIDTH)
     used = {s.state for lane in lanes.values() for s in lane}
-    top = drawing.legend(18, [("Devices reach:", [fill for state, fill in FILLS.items() if state in used])]) + 8
+    told = exposure(lanes, events) if vmm else []
+    top = drawing.legend(_say(drawing, told, 18), [("Devices reach:", [fill for state, fill in FILLS.items() if state in used])]) + 8
     top = _phases(drawing, events, place, top)
     for unit, lane in lanes.items():
-        _lane(drawing, unit, lane, [e for e in events if e.unit == unit], place, top)
+        _lane(drawing, unit, lane, [e for e in events if e.unit == unit], place, top, vmm)
         top += PITCH
     _axis(drawing, events, place, top + 4, axis)
     drawing.height = top + 52
     title = "Protection window: what devices could reach since power-on"
-    alt = "; ".join(f"unit {address(unit)}: {_story(lane, events)}" for unit, lane in lanes.items()) or "there is no remapping unit"
+    story = "; ".join(f"unit {address(unit)}: {_story(lane, events)}" for unit, lane in lanes.items()) or "there is no remapping unit"
+    alt = " ".join([*told, story])
     return Figure(title, alt, drawing.svg(title, alt), _table(lanes, events))
 
 
@@ -171,12 +189,30 @@ def _keys(drawing: Drawing, names: Sequence[str], y: float) -> float:
     return y
 
 
-def _lane(drawing: Drawing, unit: int, lane: Sequence[Stretch], events: Sequence[Event], place: Mapping[int, float], top: float) -> None:
+def _say(drawing: Drawing, sentences: Sequence[str], y: float) -> float:
+    """Sentences in lines as wide as the drawing, from baseline `y`; returns the baseline after them."""
+    for sentence in sentences:
+        for i, line in enumerate(wrap(sentence, LETTERS)):
+            drawing.text(8 if i == 0 else 20, y, line, bold=i == 0)
+            y += 18
+    return y + 4 if sentences else y
+
+
+def _stands_for(s: Stretch, unit: int, vmm: tuple[int, int] | None) -> Part:
+    """What a stretch stands for: the core's memory where that is open, the root table where one decides, else the unit's registers."""
+    if s.state == "open" and vmm:
+        return range_part(*vmm)
+    return range_part(s.root, s.root + 4096) if s.root is not None else range_part(unit, unit + 4096)
+
+
+def _lane(drawing: Drawing, unit: int, lane: Sequence[Stretch], events: Sequence[Event], place: Mapping[int, float], top: float,
+          vmm: tuple[int, int] | None) -> None:
     """A unit's stretches as a bar, with its events above."""
-    drawing.text(LEFT - 8, top + BAR / 2 + 4, address(unit), anchor="end", bold=True)
+    drawing.row(LEFT - 8 - LABEL, top + (BAR - ROW) / 2, LABEL, address(unit), f"registers of the unit at {address(unit)}",
+                range_part(unit, unit + 4096))
     for s in lane:
         x, end = place[s.first], _end(place, s.last)
-        drawing.rect(x, top, end - x, BAR, FILLS[s.state], f"unit {address(unit)}: {s.words}", part=range_part(unit, unit + 4096))
+        drawing.rect(x, top, end - x, BAR, FILLS[s.state], f"unit {address(unit)}: {s.words}", part=_stands_for(s, unit, vmm))
         shown = next((words for words in (s.words, s.short) if end - x > 7 * len(words) + 12), "")
         if shown:
             drawing.badge((x + end) / 2, top + BAR / 2 + 4, shown)
@@ -212,6 +248,40 @@ def duration(ns: int) -> str:
 
 
 # --- words
+
+def exposure(lanes: Mapping[int, Sequence[Stretch]], events: Sequence[Event]) -> list[str]:
+    """For how long, or in which phases, the core's memory was open to devices: a sentence for each unit, one for units that were alike."""
+    told: dict[str, list[str]] = {}
+    for unit, lane in lanes.items():
+        told.setdefault(_exposed(lane, events), []).append(address(unit))
+    return [f"Behind {'unit' if len(units) == 1 else 'units'} {', '.join(units)} {words}" for words, units in told.items()]
+
+
+def _exposed(lane: Sequence[Stretch], events: Sequence[Event]) -> str:
+    windows = [list(group) for state, group in groupby(lane, lambda s: s.state) if state == "open"]
+    if not windows:
+        return "the core's memory was never open to devices once its code and key lay in it."
+    return "the core's memory was open to devices " + "; and again ".join(_window(w[0].first, w[-1].last, events) for w in windows) + "."
+
+
+def _window(first: int, last: int | None, events: Sequence[Event]) -> str:
+    """From event number `first` to event number `last` (None: until now) in words: phases, and time where time is not nominal."""
+    began = next(e for e in events if e.order == first)
+    ended = next((e for e in events if e.order == last), None)
+    if ended is None:
+        return f"from {_at(began)} on, and is open now"
+    if not began.nominal and not ended.nominal:
+        return f"for {duration(ended.time - began.time)} of virtual time, from {_at(began)} to {_at(ended)}"
+    phases = [e for e in events if e.what == "phase" and e.order < ended.order]
+    begun = max((i for i, e in enumerate(phases) if e.order <= began.order), default=0)
+    named = [e.phase for e in phases[begun:]]
+    which = "the phase" if len(named) == 1 else f"{len(named)} phases of the boot:"
+    return f"in {which} {', '.join(named)}, until {ended.phase or ended.what}"
+
+
+def _at(event: Event) -> str:
+    return f"the phase {event.phase}" if event.phase else f"{event.what} (event {event.order})"
+
 
 def _story(lane: Sequence[Stretch], events: Sequence[Event]) -> str:
     names = {e.order: _name(e) for e in events}

@@ -32,6 +32,7 @@ from .scan import TableScan, scan
 from .targets import Pieces, Targets, reached_pages
 from .units import read_register
 from .walk import walk
+from .window import Opening
 
 __all__ = ["Subject", "prove", "read_proof"]
 
@@ -58,7 +59,7 @@ class Subject:
     `region` is the core's half-open host-physical range (None: it has none yet), `blank` the page of it that the guest's CPU may read if it
     holds zeros, `parts` named ranges of the region, `nested_root` the guest's nested tables (None: no guest yet).  `requesters(base)` are
     the requester ids of known functions behind a unit, `uncovered` (segment, requester id) of those that no unit sees, `note` what the
-    proof leaves out.  `domains` were read a moment ago, which saves scanning them again.
+    proof leaves out, `openings` when its memory was open to devices.  `domains` were read a moment ago, which saves scanning them again.
     """
 
     reader: MemoryReader
@@ -71,6 +72,7 @@ class Subject:
     requesters: Callable[[int], Iterable[int]] = lambda _base: ()
     uncovered: Sequence[tuple[int, int]] = ()
     note: str = ""
+    openings: Sequence[Opening] = ()
     domains: Iterable[Domain] = field(default=())
 
 
@@ -85,7 +87,7 @@ class _Prover:
     """The targets and the ways of one machine, read once, and the claims about them."""
 
     def __init__(self, subject: Subject, start: int, end: int):
-        self.subject, self.reader = subject, subject.reader
+        self.subject, self.reader, self.core_start = subject, subject.reader, start
         scans = Scans(subject.reader, subject.domains)
         self.units = [read_reach(subject.reader, unit, subject.host_address_width, scans) for unit in subject.units]
         self.known = {u.unit.base: np.array(sorted(subject.requesters(u.unit.base)), np.int64) for u in self.units}
@@ -103,6 +105,7 @@ class _Prover:
         yield self._registers_by_devices()
         yield self._own_messages()
         yield self._interrupts()
+        yield self._at_any_time()
         yield self._by_cpu("The guest's processor cannot write the core's memory.", self.core, W)
         yield self._blank_only()
         yield self._by_cpu("The guest's processor cannot write a table that a unit or itself walks.", self.tables, W)
@@ -248,6 +251,16 @@ class _Prover:
             if example_of:
                 return Claim(claim, False, example_of.sentence, example_of)
         return Claim(claim, True, f"each of {len(self.units)} units lets through only what an entry of its table names the sender for")
+
+    def _at_any_time(self) -> Claim:
+        """By what the machine noted when it happened, for memory and registers have forgotten it."""
+        claim = "Since the core laid its code and key no unit has left its memory open."
+        first = next(iter(self.subject.openings), None)
+        if first is None:
+            return Claim(claim, True, "each unit translated, or protected all of the core's memory, from then on")
+        example = Counterexample("every device behind it", f"no translation and no protected memory from {first.began} to {first.ended}",
+                                 first.unit, None, self.core_start, self.core_start, "rw", self.lies(self.core_start))
+        return Claim(claim, False, "; ".join(o.sentence for o in self.subject.openings), example, self.core.pages)
 
     # --- the guest's processor
 

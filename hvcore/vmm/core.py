@@ -116,7 +116,8 @@ class Core:
                 else Exits(self.platform, base, self.traps, self.pollers))
 
     def lay_out(self, base: int) -> None:
-        """Stub, secret, blank page and permission map into the region."""
+        """Stub, secret, blank page and permission map into the region: from here on there is something to protect."""
+        self.progress("vmm laid")
         self.memory.write(base + Part.TEXT, stub())
         self.memory.write(base + Part.SECRET, hashlib.sha256(f"storage key of the core at {base:#x}".encode()).digest()[:SECRET_SIZE])
         self.memory.write(base + Part.MSRPM, msr_permissions(GUARDED_MSRS))

@@ -1,6 +1,7 @@
 """The timeline of the protection window: what was reachable when, from plain lists of events, and of a machine that was booted."""
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from hvcore import Config, Machine
 from hvcore.inspect.history import Event
-from widgets.timeline import AXES, FILLS, Now, Stretch, duration, stretches, timeline_figure
+from widgets.timeline import AXES, FILLS, Now, Stretch, duration, exposure, stretches, timeline_figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 UNIT, OTHER = 0xFED90000, 0xFED91000
@@ -27,7 +28,11 @@ def history(*happened: str | tuple[str, int] | tuple[str, int, tuple]) -> list[E
     return events
 
 
-BOOT = history("power-on", "phase firmware", "phase vmm memory", ("SRTP", UNIT), ("TE on", UNIT), "phase guest")
+BOOT = history("power-on", "phase firmware", "phase vmm laid", ("SRTP", UNIT), ("TE on", UNIT), "phase guest")
+
+
+def told(events: list[Event]) -> str:
+    return exposure({UNIT: stretches(events, UNIT, GIB, VMM)}, events)[0]
 
 
 def states(events: list[Event], unit: int = UNIT, vmm=VMM, now: Now | None = None) -> list[tuple[int, int | None, str]]:
@@ -66,11 +71,11 @@ def test_what_the_tables_grant_now_is_told_of_the_last_stretch_alone():
 
 @pytest.mark.parametrize(("ranges", "state"), [(((0x70000000, 0x80000000),), "partly"), (((0x70000000, 0x78000000),), "open")])
 def test_protected_memory_counts_where_the_vmm_is_in_it(ranges, state):
-    events = history("power-on", "phase vmm memory", ("PMEN on", UNIT, ranges), ("PMEN off", UNIT))
+    events = history("power-on", "phase vmm laid", ("PMEN on", UNIT, ranges), ("PMEN off", UNIT))
     assert states(events) == ([(0, 1, "early"), (1, 2, "open"), (2, 3, state), (3, None, "open")])
 
 
-@given(st.lists(st.sampled_from([("TE on", UNIT), ("TE off", UNIT), ("TE on", OTHER), ("SRTP", UNIT), "phase vmm memory", "phase guest"]),
+@given(st.lists(st.sampled_from([("TE on", UNIT), ("TE off", UNIT), ("TE on", OTHER), ("SRTP", UNIT), "phase vmm laid", "phase guest"]),
                 min_size=1, max_size=40))
 def test_stretches_follow_one_another_and_agree_with_a_plain_reading(happened):
     events = history(*happened)
@@ -82,16 +87,59 @@ def test_stretches_follow_one_another_and_agree_with_a_plain_reading(happened):
                          initial=False))[1:]
     for i, translating in enumerate(on):
         held = next(s for s in found if s.first <= i and (s.last is None or i < s.last))
-        there = "phase vmm memory" in happened[:i + 1]
+        there = "phase vmm laid" in happened[:i + 1]
         assert held.state == ("tables" if translating else "open" if there else "early")
+
+
+def test_an_empty_root_table_lets_nothing_through_until_another_is_latched():
+    """As a core closes a unit that has no protected memory, and opens it by the tables of its domain."""
+    early = [*history("power-on", "phase acpi", ("SRTP", UNIT)), Event(3, 3, True, "TE on", UNIT, empty=True),
+             *(replace(e, order=e.order + 4) for e in history("phase vmm laid", ("SRTP", UNIT), "phase guest"))]
+    found = stretches(early, UNIT, GIB, VMM, Now("4 GiB", "4 GiB by tables"))
+    assert [(s.first, s.last, s.state) for s in found] == [(0, 3, "early"), (3, 5, "nothing"), (5, None, "tables")]
+    assert found[1].words.startswith("nothing: the root table was empty")
+    assert exposure({UNIT: found}, early) == [f"Behind unit {UNIT:#x} the core's memory was never open to devices once its code and key lay in it."]
+
+
+def test_tables_that_grant_nothing_now_are_told_as_nothing():
+    assert states(BOOT, now=Now("nothing", "nothing: there is no context entry"))[-1] == (4, None, "nothing")
+
+
+# --- in words
+
+def test_the_window_in_words_names_phases_and_where_time_is_real_how_long():
+    assert told(BOOT) == f"Behind unit {UNIT:#x} the core's memory was open to devices in the phase vmm laid, until TE on."
+    again = [*BOOT, Event(6, 7_000_000, False, "TE off", UNIT), Event(7, 7_095_000, False, "TE on", UNIT)]
+    assert told(again).endswith("; and again for 95 µs of virtual time, from TE off (event 6) to TE on (event 7).")
+    assert told(BOOT[:4]).endswith("open to devices from the phase vmm laid on, and is open now.")
+    long = history("power-on", "phase vmm laid", "phase acpi", "phase iommu on", ("TE on", UNIT))
+    assert told(long).endswith("in 3 phases of the boot: vmm laid, acpi, iommu on, until TE on.")
+
+
+def test_units_that_were_alike_share_a_sentence():
+    both = history("power-on", "phase vmm laid", ("TE on", UNIT), ("TE on", OTHER))
+    assert exposure({u: stretches(both, u, GIB, VMM) for u in (UNIT, OTHER)}, both) == [
+        f"Behind units {UNIT:#x}, {OTHER:#x} the core's memory was open to devices in the phase vmm laid, until TE on."]
 
 
 # --- the figure
 
+def bars(svg: str) -> list[ET.Element]:
+    """The stretches of the first unit."""
+    rects = ET.fromstring(svg).iter(f"{SVG}rect")
+    return [r for r in rects if (tip := r.find(f"{SVG}title")) is not None and tip.text.startswith(f"unit {UNIT:#x}: ")]
+
+
+def test_a_stretch_stands_for_what_it_is_about():
+    """The core's memory where that was open, the root table where one decides, the unit where neither is."""
+    events = [replace(e, address=0x78415000) if e.what == "SRTP" else e for e in BOOT]
+    assert [r.get("data-start") for r in bars(timeline_figure(events, [UNIT], GIB, VMM).svg)] == [hex(UNIT), hex(VMM[0]), "0x78415000"]
+
+
 @pytest.mark.parametrize("axis", AXES)
 def test_the_figure_draws_each_stretch_where_its_events_are(axis):
     figure = timeline_figure(BOOT, [UNIT, OTHER], 16 * GIB, VMM, {UNIT: Now("4 GiB", "4 GiB by tables")}, axis=axis)
-    rects = [r for r in ET.fromstring(figure.svg).iter(f"{SVG}rect") if r.get("data-start") == hex(UNIT)]
+    rects = bars(figure.svg)
     edges = [(float(r.get("x")), float(r.get("x")) + float(r.get("width"))) for r in rects]
     assert edges[0][0] == 126.0
     assert edges[-1][1] == pytest.approx(968.0, abs=0.2)
@@ -101,7 +149,7 @@ def test_the_figure_draws_each_stretch_where_its_events_are(axis):
 
 def test_the_even_axis_gives_each_event_the_same_room():
     figure = timeline_figure(BOOT, [UNIT], GIB, VMM)
-    widths = [float(r.get("width")) for r in ET.fromstring(figure.svg).iter(f"{SVG}rect") if r.get("data-start")]
+    widths = [float(r.get("width")) for r in bars(figure.svg)]
     assert widths == pytest.approx([2 * 842 / 6] * 3, abs=0.2)
 
 
@@ -130,8 +178,23 @@ def test_a_booted_machine_tells_its_window():
         opened = machine.boot(Config(VTD_TRANS=False)).history.figure()
         kept = run.history.figure(axis="time")
     for unit in figure.alt.split("; "):
-        assert "from phase vmm memory to TE on: everything (15.91 GiB), the VMM's memory among it" in unit
+        assert "from phase vmm laid to TE on: everything (15.91 GiB), the VMM's memory among it" in unit
         assert unit.endswith("since TE on: tables of domain 0: 3.88 GiB, nothing of the VMM's memory")
     assert "TE on" not in opened.alt
-    assert opened.alt.endswith("since phase vmm memory: everything (15.91 GiB), the VMM's memory among it")
+    assert opened.alt.endswith("since phase vmm laid: everything (15.91 GiB), the VMM's memory among it")
     assert kept == figure
+
+
+def test_early_protection_closes_the_window_before_there_is_a_core():
+    with Machine.load("q35-6g") as machine:
+        run = machine.boot(Config(PROFILE="mended"))
+        figure = run.history.figure()
+        seen = len(run.history)
+        run.guest.command(f"poke {UNIT + 0x18:#x} 0")
+        hidden = run.history[seen:]
+    assert figure.alt.startswith(f"Behind unit {UNIT:#x} the core's memory was never open to devices once its code and key lay in it.")
+    assert "from TE on to SRTP: nothing: the root table was empty" in figure.alt
+    assert "since SRTP: tables of domain 0: 7.88 GiB, nothing of the VMM's memory" in figure.alt
+    assert not hidden
+    with Machine.load("nvme-desktop-16g") as machine:
+        assert "never open to devices once its code and key lay in it. unit" in machine.boot(Config(PROFILE="mended")).history.figure().alt

@@ -123,9 +123,9 @@ static bool find_core(void)
 {
 	core = 0;
 	for (unsigned i = 0; i < boot.entries; i++) {
-		u64 end = boot.e820[i].base + boot.e820[i].length;
+		u64 end = (boot.e820[i].base + boot.e820[i].length + ALIGN - 1) & ~(ALIGN - 1ul);
 
-		if (boot.e820[i].type == E820_USABLE && end < 4 * GIB && end > core && end % ALIGN == 0 && hides(end))
+		if (boot.e820[i].type == E820_USABLE && end < 4 * GIB && end > core && hides(end))
 			core = end;
 	}
 	if (core)
