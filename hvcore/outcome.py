@@ -16,6 +16,7 @@ OUTCOMES = {
     "vmm-taken-over": "code that is not the core's runs in its place",
 }
 
+_FROM_BEST_TO_WORST = ("up", "running", *[name for name in OUTCOMES if name != "up"])
 _READY = re.compile(r"^lab: ready", re.MULTILINE)
 _LOST = re.compile(r"nvme nvme0: (Removing after probe failure.*|Device not ready; aborting.*|.*disabled?, .*)")
 _TIMEOUT = re.compile(r"nvme nvme0: (I/O \d+ QID \d+ timeout.*)")
@@ -52,7 +53,7 @@ def of_foreign_text(stop: Stop | None) -> Ending:
 
 def of_guests(endings: Sequence[tuple[int, Ending]]) -> Ending:
     """Several guests, each by its number: the outcome of the one that fared worst, and how it went for each."""
-    worst = max((e.outcome for _, e in endings), key=list(OUTCOMES).index)
+    worst = max((e.outcome for _, e in endings), key=_FROM_BEST_TO_WORST.index)
     return Ending(worst, "; ".join(f"guest {number}: {e.why}" for number, e in endings))
 
 

@@ -227,7 +227,7 @@ class Machine:
         self._phase = "guest runs"
         stop = None
         if self._residents is not None:
-            self._ended = self._residents.go(self._engine.gate, self._awaited) or self._ended
+            self._ended = self._residents.go(self._engine.gate, lambda: self._awaited) or self._ended
         else:
             stop = self._pc.run(self._engine.gate)
         if self._ended is None and stop is not None and not self._pc.reset_requested:
@@ -339,6 +339,7 @@ class Machine:
 
     def resume(self, seconds: float | None = None, *, watch: Watch | None = None) -> Run:
         """Goes on from a stop, as long as it takes or for at most `seconds` of wall time, after which the machine is stopped again."""
+        self._awaited = None
         self._let_go()
         self._drive(watch, stop_after=seconds)
         return self._current()
@@ -432,15 +433,16 @@ class Machine:
         """
         limit = WALL_LIMIT if limit is None else limit
         self._must_have_guest(guest)
+        self._awaited = guest if self._residents else None
         if not self._up:
             self._let_go()
             self._drive(watch, limit=limit)
             self._must_have_guest(guest)
-            if self.state == "stopped":
+            if self._engine.stopped:
                 raise HvlabError("the machine was stopped before its guest was ready, and nothing was sent: resume() it first")
+        self._awaited = guest if self._residents else None
         before, number = len(self._seat(guest).serial), self._boots
         self.key_in(text, guest)
-        self._awaited = guest if self._residents else None
         self._let_go()
         self._drive(watch, limit=limit)
         return bytes(self._seat(guest).serial[before if self._boots == number else 0:]).decode("latin-1")

@@ -69,12 +69,22 @@ class Residents(Sequence[Resident]):
         """Guest 1 or 2."""
         return self._all[number - 1]
 
-    def go(self, gate: Callable[[], None], awaited: int | None) -> outcome.Ending | None:
-        """Lets both run until all that live wait, or guest `awaited` does; how the whole run ended, None where a guest could go on."""
+    def go(self, gate: Callable[[], None], awaited: Callable[[], int | None]) -> outcome.Ending | None:
+        """Lets both run until all that live wait, or the guest that is `awaited` does; how the whole run ended, None where a guest could
+        go on."""
         schedule = self._pc.schedule
         assert schedule is not None
-        while not self._over() and (awaited is None or self.of(awaited).ended is None):
-            stopped = schedule.run(gate, None if awaited is None else self.of(awaited).seat)
+
+        def wanted() -> Resident | None:
+            number = awaited()
+            return None if number is None else self.of(number)
+
+        def seat() -> Pc | Partition | None:
+            resident = wanted()
+            return resident.seat if resident else None
+
+        while not self._over() and not ((resident := wanted()) and resident.ended):
+            stopped = schedule.run(gate, seat)
             if stopped is None:
                 break
             resident = next(r for r in self._all if r.seat is stopped[0])

@@ -11,7 +11,7 @@ from .clock import Clock
 from .cpu import Cpu, Stop, StopKind
 from .pic import Pic
 
-__all__ = ["SLICE", "Schedule", "Seat"]
+__all__ = ["SLICE", "Schedule", "Seat", "waits"]
 
 SLICE = 20_000_000
 """Nanoseconds of virtual time, which are 20,000 accesses to devices."""
@@ -44,15 +44,16 @@ class Schedule:
         self._preempted = self._computed = False
         self._seen, self._idle_ticks = clock.now, 0
 
-    def run(self, gate: Callable[[], None], awaited: Seat | None = None) -> tuple[Seat, Stop] | None:
+    def run(self, gate: Callable[[], None], awaited: Callable[[], Seat | None]) -> tuple[Seat, Stop] | None:
         """Runs until a processor stops for good (which, and how), or until nothing could wake any of them (None).
 
-        With `awaited` also None where that one waits and no timer is left, whatever the others do.  `gate` as for one processor: where the
-        machine can be held.
+        Where there is one that is `awaited`, also None once that one waits and no timer is left, whatever the others do.  `gate` as for one
+        processor: where the machine can be held.
         """
         while True:
             gate()
-            if awaited is not None and waits(awaited) and self.clock.next() is None:
+            wanted = awaited()
+            if wanted is not None and waits(wanted) and self.clock.next() is None:
                 return None
             seat = self._next()
             if seat is None:
