@@ -97,7 +97,7 @@ class _Prover:
         self.tables = Targets.of([], [pages for _, pages in self.owned])
 
     def claims(self) -> Iterator[Claim]:
-        """Devices first, then the guest's processor."""
+        """Devices first, then the guest's processor, then what was before."""
         yield self._by_devices("No device can write the core's memory.", self.core, W)
         yield self._by_devices("No device can read the core's memory.", self.core, R)
         yield self._by_devices("No device can write a table that a unit or the guest's processor walks.", self.tables, W)
@@ -105,12 +105,12 @@ class _Prover:
         yield self._registers_by_devices()
         yield self._own_messages()
         yield self._interrupts()
-        yield self._at_any_time()
         yield self._by_cpu("The guest's processor cannot write the core's memory.", self.core, W)
         yield self._blank_only()
         yield self._by_cpu("The guest's processor cannot write a table that a unit or itself walks.", self.tables, W)
         yield self._by_cpu("The guest's processor cannot read such a table.", self.tables, R)
         yield self._registers_by_cpu()
+        yield self._at_any_time()
 
     # --- what must not be reached
 

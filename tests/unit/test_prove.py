@@ -469,7 +469,7 @@ def test_a_large_machine_is_proved_fast():
 def test_how_it_is_shown(machine):
     run = machine.boot(Config(VTD_TRANS=False))
     proof = run.proof
-    assert str(proof).splitlines()[0].startswith("Proof: 5 of 12 claims do not hold")
+    assert str(proof).splitlines()[0].startswith("Proof: 6 of 13 claims do not hold")
     assert "No device can write the core&#x27;s memory." in proof._repr_html_()
     assert proof._repr_html_().count("<details>") == len(proof.counterexamples) == 5
     assert list(proof.frame["holds"]) == [c.holds for c in proof.claims]
