@@ -471,7 +471,7 @@ def test_how_it_is_shown(machine):
     proof = run.proof
     assert str(proof).splitlines()[0].startswith("Proof: 6 of 13 claims do not hold")
     assert "No device can write the core&#x27;s memory." in proof._repr_html_()
-    assert proof._repr_html_().count("<details>") == len(proof.counterexamples) == 5
+    assert proof._repr_html_().count("<details>") == len(proof.counterexamples) == 6
     assert list(proof.frame["holds"]) == [c.holds for c in proof.claims]
     told = proof.to_json()
     assert told["claims"][0]["counterexample"]["host"] == run.vmm.base
