@@ -3,9 +3,8 @@
 An answer that is a function, a list of commands or a configuration is tried out on machines of its own.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from hvcore import Config, Machine
@@ -18,26 +17,14 @@ from hvcore.spec.e820 import E820Entry
 from hvcore.spec.pci import format_bdf, parse_bdf
 from hvcore.spec.vtd import SP, R
 
+from .exercises_attacks import ATTACK_EXERCISES
+from .finding import EDU, NOT_ANSWERED, RIGHT, Finding, are_commands, booted, found, is_number, vmm_range
+
 __all__ = ["EXERCISES", "NOT_ANSWERED", "RIGHT", "WALK_IOVA", "WALK_SOURCE", "Finding", "broken_machine", "examine"]
 
-RIGHT, NOT_ANSWERED = "right", "not answered"
 MIB, GIB = 1 << 20, 1 << 30
 WALK_SOURCE, WALK_IOVA = 0x0100, 0x1234_5678
 """The requester id (01:00.0) and the IOVA that lesson 4 walks by hand."""
-EDU = 0x0018
-"""Requester id (00:03.0) of the DMA test device on the q35 machines."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found: the `key` of what to say, and the `values` for that sentence."""
-
-    key: str
-    values: Mapping[str, str] = field(default_factory=dict)
-
-
-def _found(key: str, **values: Any) -> Finding:
-    return Finding(key, {name: f"{v:#x}" if isinstance(v, int) else str(v) for name, v in values.items()})
 
 
 def examine(name: str, answer: Any, machine: Machine | None = None) -> Finding:
@@ -60,29 +47,14 @@ def _open(answer: Any) -> bool:
     return any(part is ... or part is None for part in parts)
 
 
-@contextmanager
-def _booted(name: str, config: Config | None = None) -> Iterator[tuple[Machine, Run]]:
-    with Machine.load(name) as machine:
-        yield machine, machine.boot(config)
-
-
-def _is_number(answer: Any) -> bool:
-    return isinstance(answer, int) and not isinstance(answer, bool)
-
-
 def _source(answer: Any) -> int | None:
     """A requester id from a number or from `00:02.0`; None for what is neither."""
     if not isinstance(answer, str):
-        return answer if _is_number(answer) else None
+        return answer if is_number(answer) else None
     try:
         return parse_bdf(answer)[1]
     except ValueError:
         return None
-
-
-def _vmm(run: Run) -> range:
-    base = run.vmm.base or 0
-    return range(base, base + run.vmm.size)
 
 
 def _unit(machine: Machine, source: int) -> RemappingUnit | None:
@@ -95,41 +67,41 @@ def _unit(machine: Machine, source: int) -> RemappingUnit | None:
 def _stopped(answer: Any, m: Machine) -> Finding:
     source = _source(answer)
     if source is None:
-        return _found("no id")
+        return found("no id")
     run = m.run
     assert run is not None
     if source in {fault.source for fault in run.faults}:
-        return _found(RIGHT, source=format_bdf(source))
+        return found(RIGHT, source=format_bdf(source))
     if source in {fault.unit for fault in run.faults}:
-        return _found("unit")
+        return found("unit")
     known = source in {f.source for f in run.functions}
-    return _found("other device" if known else "no device", source=format_bdf(source) if source < 1 << 16 else source)
+    return found("other device" if known else "no device", source=format_bdf(source) if source < 1 << 16 else source)
 
 
 def _edge(answer: Any, m: Machine) -> Finding:
-    if not _is_number(answer):
-        return _found("number")
+    if not is_number(answer):
+        return found("number")
     if answer % 4096:
-        return _found("unaligned", at=answer)
-    unit, vmm = _unit(m, EDU), _vmm(m.run)  # type: ignore[arg-type]
+        return found("unaligned", at=answer)
+    unit, vmm = _unit(m, EDU), vmm_range(m.run)  # type: ignore[arg-type]
     assert unit is not None
     if answer >= vmm.stop:
-        return _found("above", at=answer)
+        return found("above", at=answer)
     if unit.walk(EDU, answer).read:
-        return _found("blocked", at=answer, reason=int(unit.walk(EDU, answer).read or 0))
-    return _found(RIGHT, next=answer + 4096) if unit.walk(EDU, answer + 4096).read else _found("not last", next=answer + 4096)
+        return found("blocked", at=answer, reason=int(unit.walk(EDU, answer).read or 0))
+    return found(RIGHT, next=answer + 4096) if unit.walk(EDU, answer + 4096).read else found("not last", next=answer + 4096)
 
 
 # --- 2: E820
 
 def _lost(answer: Any, m: Machine) -> Finding:
-    if not _is_number(answer):
-        return _found("number")
+    if not is_number(answer):
+        return found("number")
     assert m.run is not None
     usable = [sum(e.size for e in entries if e.usable) for entries in (m.run.e820.firmware, m.run.e820.guest)]
     lost = usable[0] - usable[1]
     wrong = {m.run.vmm.size: "only vmm", lost // MIB: "mebibytes", usable[1]: "rest", -lost: "sign"}
-    return _found(RIGHT, lost=lost) if answer == lost else _found(wrong.get(answer, "other"))
+    return found(RIGHT, lost=lost) if answer == lost else found(wrong.get(answer, "other"))
 
 
 _PLACED_ON = ("q35-6g", "nvme-desktop-16g", "laptop-16g", "server-64g")
@@ -137,57 +109,57 @@ _PLACED_ON = ("q35-6g", "nvme-desktop-16g", "laptop-16g", "server-64g")
 
 def _place(answer: Any) -> Finding:
     if not callable(answer):
-        return _found("no function")
+        return found("no function")
     for name in _PLACED_ON:
-        with _booted(name, Config(VTD_TRANS=False)) as (_, run):
+        with booted(name, Config(VTD_TRANS=False)) as (_, run):
             try:
                 got = answer(run.e820.firmware, run.vmm.size)
             except Exception as e:  # noqa: BLE001 - the student's code may raise anything
-                return _found("raised", name=name, error=f"{type(e).__name__}: {e}")
+                return found("raised", name=name, error=f"{type(e).__name__}: {e}")
             if got != run.vmm.base:
                 return _misplaced(got, name, run)
-    return _found(RIGHT)
+    return found(RIGHT)
 
 
 def _misplaced(got: Any, name: str, run: Run) -> Finding:
     base, size = run.vmm.base or 0, run.vmm.size
-    if not _is_number(got):
-        return _found("no address", name=name, got=repr(got))
+    if not is_number(got):
+        return found("no address", name=name, got=repr(got))
     inside = any(e.usable and e.start <= got and got + size <= e.end for e in run.e820.firmware)
     for key, wrong in (("above 4 GiB", got >= 4 * GIB), ("not usable", not inside), ("unaligned", got % (4 * MIB) != 0),
                        ("low", got < base)):
         if wrong:
-            return _found(key, name=name, got=got)
-    return _found("other", name=name, got=got)
+            return found(key, name=name, got=got)
+    return found("other", name=name, got=got)
 
 
 # --- 3: DMAR
 
 def _drhd(answer: Any, m: Machine) -> Finding:
-    if not _is_number(answer):
-        return _found("number")
+    if not is_number(answer):
+        return found("number")
     table = m.description.dmar or b""
     bases = [s.base for s in dmar.parse(table).structures if isinstance(s, dmar.Drhd)]
     if answer == bases[0]:
-        return _found(RIGHT, base=answer)
+        return found(RIGHT, base=answer)
     rmrrs = [s.base for s in dmar.parse(table).structures if isinstance(s, dmar.Rmrr)]
     near = [int.from_bytes(table[at:at + 8], "little") for at in range(48, 66) if at != 56]
     key = "another unit" if answer in bases else "rmrr" if answer in rmrrs else "offset" if answer in near else "other"
-    return _found(key, got=answer)
+    return found(key, got=answer)
 
 
 def _covering(answer: Any, m: Machine) -> Finding:
     if not isinstance(answer, dict):
-        return _found("no dict")
+        return found("no dict")
     for name, base in answer.items():
         source = _source(name)
         unit = None if source is None else _unit(m, source)
         if unit is None:
-            return _found("no device", source=name)
+            return found("no device", source=name)
         if base != unit.base:
             known = base in {u.base for u in m.pc.units}
-            return _found("other unit" if known else "no unit", source=name, got=base)
-    return _found(RIGHT)
+            return found("other unit" if known else "no unit", source=name, got=base)
+    return found(RIGHT)
 
 
 _NVME_SCOPE = bytes((1, 8, 0, 0, 0, 0, 2, 0))
@@ -205,24 +177,24 @@ def broken_machine() -> Machine:
 
 def _mended(answer: Any) -> Finding:
     if not isinstance(answer, (bytes, bytearray)):
-        return _found("no bytes")
+        return found("no bytes")
     with Machine.load("q35-2g") as good:
         description = good.description
     if len(answer) != len(description.dmar or b""):
-        return _found("length", got=len(answer))
+        return found("length", got=len(answer))
     if answer[:4] != b"DMAR":
-        return _found("signature")
+        return found("signature")
     if sum(answer) % 256:
-        return _found("checksum", sum=sum(answer) % 256)
+        return found("checksum", sum=sum(answer) % 256)
     try:
         machine = Machine(replace(description, dmar=bytes(answer)))
     except HvlabError as e:
-        return _found("no machine", error=e)
+        return found("no machine", error=e)
     with machine:
         run = machine.boot()
         if run.outcome != "up":
-            return _found("not up", outcome=run.outcome, why=run.why)
-        return _found(RIGHT if all(unit.translating for unit in run.units) else "not used")
+            return found("not up", outcome=run.outcome, why=run.why)
+        return found(RIGHT if all(unit.translating for unit in run.units) else "not used")
 
 
 # --- 4: a walk by hand
@@ -234,41 +206,41 @@ def _walked(m: Machine) -> Walk:
 
 
 def _context_table(answer: Any, m: Machine) -> Finding:
-    if not _is_number(answer):
-        return _found("number")
+    if not is_number(answer):
+        return found("number")
     root, context = _walked(m).steps[:2]
     wrong = {root.entry: "present bit", root.table: "root table", root.address: "entry address", context.address: "context entry"}
     if answer == context.table:
-        return _found(RIGHT)
-    return _found(wrong.get(answer, "other bus" if answer == 0 else "other"), got=answer)
+        return found(RIGHT)
+    return found(wrong.get(answer, "other bus" if answer == 0 else "other"), got=answer)
 
 
 def _context(answer: Any, m: Machine) -> Finding:
-    if not isinstance(answer, tuple) or len(answer) != 3 or not all(map(_is_number, answer)):
-        return _found("no triple")
+    if not isinstance(answer, tuple) or len(answer) != 3 or not all(map(is_number, answer)):
+        return found("no triple")
     levels, did, root = answer
     context = _walked(m).context
     assert context.low is not None and context.high is not None
     for key, wrong in (("aw", levels == context.levels - 2), ("levels", levels != context.levels), ("did", did != context.did),
                        ("flags", root == context.low), ("root", root != context.root)):
         if wrong:
-            return _found(key, got=root)
-    return _found(RIGHT)
+            return found(key, got=root)
+    return found(RIGHT)
 
 
 def _leaf(answer: Any, m: Machine) -> Finding:
-    if not isinstance(answer, tuple) or len(answer) != 2 or not all(map(_is_number, answer)):
-        return _found("no pair")
+    if not isinstance(answer, tuple) or len(answer) != 2 or not all(map(is_number, answer)):
+        return found("no pair")
     at, entry = answer
     steps = _walked(m).steps
     if (at, entry) == (steps[-1].address, steps[-1].entry):
-        return _found(RIGHT)
+        return found(RIGHT)
     wrong = {step.address: f"level {step.level}" for step in steps[2:-1]} | {steps[-1].table: "index", steps[-1].table + 4096: "other"}
     if at == steps[-1].address:
-        return _found("entry", got=entry)
+        return found("entry", got=entry)
     if at == steps[-1].table + (steps[-1].index):
-        return _found("eight bytes")
-    return _found(wrong.get(at, "other"), got=at)
+        return found("eight bytes")
+    return found(wrong.get(at, "other"), got=at)
 
 
 Walking = Callable[[Any, int, int, int], Any]
@@ -276,17 +248,17 @@ Walking = Callable[[Any, int, int, int], Any]
 
 def _walking(answer: Any) -> Finding:
     if not callable(answer):
-        return _found("no function")
+        return found("no function")
     for name, config in (("q35-6g", Config()), ("q35-6g", Config(IOMMU_MAP_END="ram", IOMMU_SUPERPAGES=True)),
                          ("server-64g", Config(IOMMU_MAP_END="ram", IOMMU_SUPERPAGES=True))):
-        with _booted(name, config) as (m, run):
+        with booted(name, config) as (m, run):
             disk = next(f.source for f in run.functions if f.kind == "NVMe")
             unit = _unit(m, disk)
             assert unit is not None
             finding = _walks_right(answer, m, unit, _cases(m, unit, disk))
         if finding.key != RIGHT:
             return finding
-    return _found(RIGHT)
+    return found(RIGHT)
 
 
 _NO_BUS = 0xFE00
@@ -294,7 +266,7 @@ _NO_BUS = 0xFE00
 
 def _cases(m: Machine, unit: RemappingUnit, disk: int) -> list[tuple[str, int, int]]:
     """(what is special, requester, IOVA); where an answer could be guessed, the tables are changed so that it cannot."""
-    base, end = _vmm(m.run).start, m.description.ram_runs[-1][1]  # type: ignore[arg-type]
+    base, end = vmm_range(m.run).start, m.description.ram_runs[-1][1]  # type: ignore[arg-type]
     moved, no_read, upper, big = 0x0234_5678, 0x0345_6000, 0x5000_0008, 5 * GIB + 0x12_3456
     _change(m, unit.walk(disk, moved).steps[-1], lambda entry: entry + 0x77_7000)
     _change(m, unit.walk(disk, no_read).steps[-1], lambda entry: entry & ~R)
@@ -327,67 +299,67 @@ def _walks_right(walk: Walking, m: Machine, unit: RemappingUnit, cases: Iterable
         try:
             got = walk(m.pc.memory, unit.root & ~0xFFF, source, iova)
         except Exception as e:  # noqa: BLE001 - the student's code may raise anything
-            return _found("raised", name=m.name, error=f"{type(e).__name__}: {e}", iova=iova)
+            return found("raised", name=m.name, error=f"{type(e).__name__}: {e}", iova=iova)
         if got != expected:
-            return _found("levels" if true.context.levels == 4 else key, name=m.name, source=format_bdf(source), iova=iova,
+            return found("levels" if true.context.levels == 4 else key, name=m.name, source=format_bdf(source), iova=iova,
                           got=got, expected=expected)
-    return _found(RIGHT)
+    return found(RIGHT)
 
 
 # --- 5: toggle and reboot
 
 def _escape(answer: Any) -> Finding:
-    if not isinstance(answer, (list, tuple)) or not all(isinstance(c, str) for c in answer) or len(answer) > 20:
-        return _found("no commands")
-    with _booted("q35-6g", Config(VTD_TRANS=True)) as (m, run):
+    if not are_commands(answer):
+        return found("no commands")
+    with booted("q35-6g", Config(VTD_TRANS=True)) as (m, run):
         try:
             for command in answer:
                 run.guest.command(command)
         except HvlabError as e:
-            return _found("crash", error=e)
+            return found("crash", error=e)
         assert m.run is not None
         return _escaped(m.run)
 
 
 def _escaped(run: Run) -> Finding:
-    vmm = _vmm(run)
+    vmm = vmm_range(run)
     reads = [d for d in run.dma if d.source == EDU and d.access == "read" and d.iova in vmm]
     if any(d.landing is not None and d.landing in vmm and d.result == "ok" for d in reads):
-        return _found(RIGHT)
+        return found(RIGHT)
     off = not any(unit.translating for unit in run.units)
     if off:
-        return _found("no read")
-    return _found("blocked" if reads else "not tried")
+        return found("no read")
+    return found("blocked" if reads else "not tried")
 
 
 def _lock(answer: Any) -> Finding:
     if not isinstance(answer, Config):
-        return _found("no config")
-    with _booted("q35-6g", answer) as (_, run):
+        return found("no config")
+    with booted("q35-6g", answer) as (_, run):
         if run.outcome in ("vmm-panic", "guest-crash"):
-            return _found("panic", why=run.why)
+            return found("panic", why=run.why)
         if not any(unit.translating for unit in run.units):
-            return _found("off")
+            return found("off")
         for unit in run.units:
             run.guest.command(f"poke {unit.base + 0x18:#x} 0")
-        run.guest.command(f"dma r {_vmm(run).start:#x} 64")
+        run.guest.command(f"dma r {vmm_range(run).start:#x} 64")
         escaped = _escaped(run).key == RIGHT
-        return _found("escaped" if escaped else RIGHT, outcome=run.outcome)
+        return found("escaped" if escaped else RIGHT, outcome=run.outcome)
 
 
 # --- 6: the 4 GiB bug and its mends
 
 def _table_pages(answer: Any) -> Finding:
-    if not _is_number(answer):
-        return _found("number")
-    with _booted("q35-6g", Config(IOMMU_MAP_END="ram")) as (_, run):
+    if not is_number(answer):
+        return found("number")
+    with booted("q35-6g", Config(IOMMU_MAP_END="ram")) as (_, run):
         domain = run.domains[0]
     pages = domain.leaves["4K"]
     if answer == domain.table_pages:
-        return _found(RIGHT)
+        return found(RIGHT)
     wrong = {pages // 512: "level 1 only", domain.table_pages - 1: "no top", 6 * 512: "ram size", 6 * 513 + 1: "ram size",
              4 * 513 + 1: "4 GiB", pages: "leaves"}
-    return _found(wrong.get(answer, "other"))
+    return found(wrong.get(answer, "other"))
 
 
 def _with_ram_to(end: int) -> Machine:
@@ -399,29 +371,29 @@ def _with_ram_to(end: int) -> Machine:
 
 
 def _limit(answer: Any) -> Finding:
-    if not _is_number(answer):
-        return _found("number")
+    if not is_number(answer):
+        return found("number")
     if not 4 < answer <= 512:
-        return _found("range", got=str(answer))
+        return found("range", got=str(answer))
     panics = []
     for end in (answer, answer + 1):
         with _with_ram_to(end * GIB) as machine:
             panics.append(machine.boot(Config(IOMMU_MAP_END="ram")).outcome == "vmm-panic")
-    return _found({(False, True): RIGHT, (False, False): "more fits"}.get((panics[0], panics[1]), "too much"), got=str(answer))
+    return found({(False, True): RIGHT, (False, False): "more fits"}.get((panics[0], panics[1]), "too much"), got=str(answer))
 
 
 def _mend(answer: Any) -> Finding:
     if not isinstance(answer, Config):
-        return _found("no config")
-    with _booted("server-64g", answer) as (m, run):
+        return found("no config")
+    with booted("server-64g", answer) as (m, run):
         if run.outcome != "up":
-            return _found(run.outcome, why=run.why)
-        vmm, sources = _vmm(run), [s for unit in run.units for s in unit.devices]
+            return found(run.outcome, why=run.why)
+        vmm, sources = vmm_range(run), [s for unit in run.units for s in unit.devices]
         if not all(unit.translating for unit in run.units):
-            return _found("unprotected")
+            return found("unprotected")
         walks = [unit.walk(s, at) for s in sources if (unit := _unit(m, s)) for at in (vmm.start, vmm.stop - 1)]
         open_ = any(w.read is None or w.write is None for w in walks)
-        return _found("open" if open_ else RIGHT, used=str(run.vmm.heap_pages_used))
+        return found("open" if open_ else RIGHT, used=str(run.vmm.heap_pages_used))
 
 
 EXERCISES: dict[str, tuple[bool, Callable[..., Finding]]] = {
@@ -441,5 +413,6 @@ EXERCISES: dict[str, tuple[bool, Callable[..., Finding]]] = {
     "06-tables": (False, _table_pages),
     "06-limit": (False, _limit),
     "06-mend": (False, _mend),
+    **ATTACK_EXERCISES,
 }
 """By name: whether the check looks at the student's machine, and the check."""

@@ -244,6 +244,47 @@ def test_a_mend_for_the_server(options, found):
     assert key("06-mend", Config(**options)) == found
 
 
+def find(in_map: bool = True, below: int = 1 << 32, pick: Callable[..., int] = max) -> Callable[..., int]:
+    """A search for the hypervisor in the guest's map, with what a student may forget."""
+    def function(command: Callable[[str], str]) -> int:
+        lines = command("e820").splitlines()
+        spans = [tuple(int(n, 16) for n in line.split("[mem ")[1].split("]")[0].split("-")) for line in lines]
+        ends = [end + 1 for (_, end), line in zip(spans, lines, strict=True) if line.endswith("usable") and end < below]
+        return pick(at for at in ends if not in_map or not any(start <= at <= end for start, end in spans))
+    return function
+
+
+@pytest.mark.parametrize(("answer", "found"), [
+    (find(), RIGHT), (find(in_map=False), "in the map"), (find(below=1 << 64), "other"), (lambda command: 0x9000_0000, "other"),
+    (lambda command: VMM + 0x1000, "not its start"), (lambda command: command("attack steal-key") and VMM, "by hand"),
+    (lambda command: command("e820"), "no address"), (lambda command: 1 // 0, "raised"), (VMM, "no function")])
+def test_the_search_for_the_hypervisor(answer, found):
+    assert key("07-find", answer) == found
+
+
+LEVEL_2, LEVEL_1 = 0x77C18DF0, 0x77C17048
+"""The nested entries on the way to the key on q35-6g: of 2 MiB, and of 4 KiB."""
+
+
+@pytest.mark.parametrize(("answer", "found"), [
+    ((LEVEL_2, VMM | 0x87), RIGHT), ((LEVEL_1, VMM + 0x9000 | 5), RIGHT), ((0x77C15008, 0x4000_0087), RIGHT),
+    ((LEVEL_2, VMM | 0x86), "absent"), ((LEVEL_2, VMM | 0x83), "not user"), ((LEVEL_2, VMM | 7), "small"),
+    ((LEVEL_2, VMM + (2 << 20) | 0x87), "elsewhere"), ((0x77C15008, VMM | 0x87), "other"), ((0x77C14000, VMM | 0x87), "crash"),
+    ((0x500_0000, VMM | 0x87), "no entry"), ((VMM + 0x1060, VMM | 0x87), "no entry"), ((LEVEL_2, 1 << 64), "no pair"), (VMM, "no pair")])
+def test_the_nested_entry_that_shows_the_key(answer, found):
+    assert key("07-open", answer) == found
+
+
+@pytest.mark.parametrize(("answer", "found"), [
+    ((["nvme dump 0x77c09000 100", "nvme load 100 0x4000000"], 0x400_0000), RIGHT),
+    ((["nvme dump 0x77c09000 100"], 0x400_0000), "on the disk"), ((["nvme load 100 0x4000000"], 0x400_0000), "not taken"),
+    ((["dma r 0x77c09000 32", "nvme dump 0x77c09000 7", "nvme load 7 0x4000000"], 0x400_0000), "edu"),
+    (([], VMM + 0x9000), "core's own"), (([], -1), "not taken"), ((["attack steal-key nvme"], 0x105_7200), "by hand"),
+    ((["crash", "help"], 0), "crash"), (("nvme", 0), "no commands"), (["nvme dump 0x77c09000 100"], "no commands")])
+def test_the_key_by_the_drive(answer, found):
+    assert key("07-drive", answer) == found
+
+
 # --- what is said
 
 @pytest.mark.parametrize("name", EXERCISES)
