@@ -29,6 +29,7 @@ from .inspect.lens import Lens, look
 from .inspect.permissions import Permissions
 from .inspect.proof import Proof
 from .inspect.prove import Subject, read_proof
+from .inspect.provenance import NOBODY, UNSEEN, Provenance, Told, read_provenance
 from .inspect.records import Records
 from .inspect.runs import Runs
 from .inspect.scan import scan
@@ -143,6 +144,19 @@ class Run:
         self.core: Core | None = None
         self.timings: dict[str, float] = {}
         self._kept: dict[str, Any] | None = None
+        self._follow_writes()
+
+    def _follow_writes(self) -> None:
+        """Tells the machine's log of writes what of memory is the core's."""
+        log = self._machine.pc.writes
+        log.region = self._region
+        log.top = lambda: self.core.heap.top if self.core and self.core.heap else None
+        log.opens = lambda address: log.handed_out_in(address) in (None, "guest")
+
+    def _region(self) -> list[tuple[int, int]]:
+        """The core's half-open range, host-physical; none before it has one."""
+        base = self.core.base if self.core else None
+        return [] if base is None else [(base, base + (self.config.VMM_SIZE_MIB << 20))]
 
     # --- reading
 
@@ -438,6 +452,49 @@ class Run:
         if unit is None:
             raise HvlabError(f"no remapping unit covers {format_bdf(source)}: its requests go through as they are")
         return explain(pc.memory, pc.units[unit], source, iova, access, self._machine.description.host_address_width)
+
+    def who_wrote(self, address: int, length: int = 8) -> Records[Provenance]:
+        """The newest writer of each word in `length` bytes at a host-physical address, and the bytes there now.
+
+        DMA is always seen; stores of the processors are where they are watched: in the core's region since somebody else than the core
+        wrote to what keeps the guest out of it, and where `watch` said so.  What the core wrote is told from the log, or from its heap.
+        Raises HvlabError for what is no range of up to 1 MiB.
+        """
+        self._must_live("its memory is gone")
+        if not 0 <= address < 1 << 52 or not 1 <= length <= 1 << 20:
+            raise HvlabError(f"{quoted(length)} bytes at {quoted(address)} are no range to ask for: give up to 1 MiB of physical memory")
+        with self._machine.still():
+            pc = self._machine.pc
+            return read_provenance(pc.writes, pc.memory, address, length, self._untold, self._guest_physical)
+
+    def _untold(self, word: int) -> Told:
+        """What is known of a word of which no write was seen."""
+        memory, log = self._machine.pc.memory, self._machine.pc.writes
+        zero = not memory.backed(word, 8) or not memory.read64(word)
+        phase, inside = log.handed_out_in(word), any(a <= word < b for a, b in self._region())
+        if inside and phase is not None:
+            return Told("core", "the core's policy", phase, "it took the page in this phase; nobody else was seen to write since")
+        base = self._region()[0][0] if inside else 0
+        if inside and word < base + HEAP and zero:
+            text = log.newest(base)
+            return Told("core", "the core's policy", text.phase if text else "", "cleared with the first pages of its memory")
+        if zero:
+            return Told(NOBODY, "nobody", "", "zeros, as at power-on; whoever wrote zeros was not seen")
+        return Told(UNSEEN, "the world switch" if inside else "a processor, or the core as it loaded the guest", "", "not watched then")
+
+    def _guest_physical(self, host: int) -> int | None:
+        return next((address for address, _ in self._cpu().reaching(host)), None)
+
+    def watch(self, start: int, end: int) -> None:
+        """From now on `who_wrote` sees stores of the processors' code to host-physical [start, end); every store anywhere takes 27 ns more.
+
+        Raises HvlabError for what is no range.
+        """
+        self._must_live("its memory is gone")
+        if not 0 <= start < end <= 1 << 52:
+            raise HvlabError(f"{quoted(start)} to {quoted(end)} is no range to watch: give the first address and the one behind the last")
+        with self._machine.still():
+            self._machine.pc.writes.watch(start, end)
 
     def _must_live(self, what: str) -> None:
         if self._kept is not None:

@@ -4,12 +4,12 @@ Nothing of the machine's state lives here but registers: memory is the machine's
 mode talks to its policy by OUT to the port DOOR; a guest's OUT to that port goes to the bus like any other.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
+from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_HOOK_MEM_WRITE, UC_MODE_64, UC_PROT_ALL, Uc, UcError
 from unicorn import x86_const as x86
 
 from ..spec.svm import (
@@ -32,7 +32,7 @@ from .longmode import translate
 from .memory import PAGE, Memory
 from .vmexit import Exit, choose
 
-__all__ = ["DOOR", "PHYSICAL_BITS", "Cpu", "Stop", "StopKind"]
+__all__ = ["DOOR", "PHYSICAL_BITS", "Cpu", "Stop", "StopKind", "Stores"]
 
 DOOR = 0xE0
 """The port by which the core's machine code hands over to its policy."""
@@ -41,6 +41,10 @@ PHYSICAL_BITS = 40
 ACCESS_NS = 1000
 """Virtual time that one access to a device takes."""
 HLT = 0xF4
+
+
+Stores = Callable[[int, bytes, int, bool], None]
+"""Told of stores: host-physical address, data, RIP, whether it is the guest's."""
 
 
 class StopKind(Enum):
@@ -83,6 +87,7 @@ class Cpu:
         self._running = self._closed = self._stepping = False
         self._pausing = self._exited = False
         self._injected: int | None = None
+        self._to_watch: list[tuple[int, int, Stores]] = []
         self._hook()
         memory.listeners.append(self._written)
 
@@ -191,6 +196,27 @@ class Cpu:
 
     # --- use
 
+    def watch_stores(self, ranges: Iterable[tuple[int, int]], stores: Stores) -> None:
+        """From now on `stores(address, data, rip, guest)` is called before each store of code on this processor to the host-physical
+        half-open `ranges`: a linear `rip`, and whether it is the guest's.  Every store, wherever it goes, takes 27 ns longer then.
+        """
+        self._to_watch += [(start, end, stores) for start, end in ranges]
+        if not self._closed:
+            self.uc.emu_stop() if self._running else self._watch()
+
+    def _watch(self) -> bool:
+        """Outside emulation: hooks what is to be watched, for which all code is translated anew.  True: there was something."""
+        wanted, self._to_watch = self._to_watch, []
+        for start, end, stores in wanted:
+            self.uc.hook_add(UC_HOOK_MEM_WRITE, self._on_store, stores, start, end - 1)
+        if wanted:
+            self.uc.ctl_flush_tb()
+        return bool(wanted)
+
+    def _on_store(self, uc: Uc, _access: int, address: int, size: int, value: int, stores: Stores) -> None:
+        data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+        stores(address, data, uc.reg_read(x86.UC_X86_REG_RIP), self.in_guest())
+
     def in_guest(self) -> bool:
         """Whether guest code runs: VMRUN stores the host's RIP in the save area, an exit clears it."""
         return bool(self.hsave) and self.memory.read64(self.hsave + SaveArea.RIP) != 0
@@ -243,7 +269,7 @@ class Cpu:
         interrupted = True
         while interrupted:
             self._emulate_once()
-            again = self.exit.settle() or self._pausing and self._exited
+            again = self.exit.settle() or self._watch() or self._pausing and self._exited
             interrupted = again and self._stop is None
 
     def _emulate_once(self, count: int = 0) -> None:
@@ -274,6 +300,7 @@ class Cpu:
             self.exit.step_exactly(True)
         self._emulate_once(1)
         self.exit.settle()
+        self._watch()
         if self._stop or not self._halted():
             return self._stop
         return Stop(StopKind.HALT, "", self.rip, False)

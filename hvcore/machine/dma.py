@@ -89,7 +89,7 @@ class DmaFabric:
             if request.access is Direction.READ:
                 done.append(self.memory.read(address, part.length))
             elif part.length:
-                self.memory.write(address, data[offset:offset + part.length])
+                self.memory.write(address, data[offset:offset + part.length], part)
         return DmaResult(request, b"".join(done), None, landing, time)
 
     def _interrupt(self, unit: Remapper | None, request: DmaRequest, data: int) -> RemapFault | None:

@@ -5,6 +5,7 @@ a phase `PHASE_NS`.  From the guest's first instruction on, time is the clock's 
 """
 
 from collections import deque
+from collections.abc import Callable
 
 from ..spec.happening import Happening
 from ..spec.vtd import ADDRESS, GSTS, PMEN
@@ -19,7 +20,7 @@ _SWITCHES = {"TE": "TES", "IRE": "IRES"}
 
 
 class Journal:
-    """The newest happenings of a machine, `happenings`, oldest first, `count` of them in all."""
+    """The newest happenings of a machine, `happenings`, oldest first, `count` of them in all; `begun` is told each phase."""
 
     def __init__(self, clock: Clock):
         self._clock = clock
@@ -28,6 +29,7 @@ class Journal:
         self._protected: dict[int, tuple[tuple[int, int], ...] | None] = {}
         self.count = 0
         self.happenings: deque[Happening] = deque(maxlen=4096)
+        self.begun: Callable[[str], None] = _unheard
         self._note("power-on")
 
     def _note(self, what: str, unit: int | None = None, address: int | None = None, ranges: tuple[tuple[int, int], ...] = (),
@@ -40,6 +42,7 @@ class Journal:
     def phase(self, name: str, in_guest: bool = False) -> None:
         """A phase begins; with `in_guest` the clock counts from here on."""
         self._note("phase", phase=name)
+        self.begun(name)
         self._nominal = self._nominal and not in_guest
 
     def guest_ready(self) -> None:
@@ -70,3 +73,7 @@ def _empty(unit: RemappingUnit) -> bool:
     """Whether no entry of the root table that the unit has latched is present; each has 16 bytes, P is bit 0."""
     table = unit.root & ADDRESS
     return not unit.memory.backed(table, 4096) or not any(byte & 1 for byte in unit.memory.read(table, 4096)[::16])
+
+
+def _unheard(phase: str) -> None:
+    """Where nobody asks for phases."""

@@ -43,6 +43,7 @@ class Memory:
         self._words = self._bytes.view(np.uint64)
         self._pages = self._words.reshape(-1, PAGE // 8)
         self.listeners: list[Callable[[int, int], None]] = []
+        self.recorder: Callable[[int, bytes, object], None] | None = None
 
     def backed(self, address: int, length: int = 1) -> bool:
         """Whether all of [address, address+length) is RAM of one run."""
@@ -57,12 +58,17 @@ class Memory:
         self._check(address, length)
         return self.map[address:address + length]
 
-    def write(self, address: int, data: bytes) -> None:
-        """Bytes into RAM, by software of the host or by a device; a CPU that translated code there is told."""
+    def write(self, address: int, data: bytes, by: object = None) -> None:
+        """Bytes into RAM, by software of the host or by a device; a CPU that translated code there is told.
+
+        `by` is for the `recorder`: the request of a device, or the name of other hardware; None for software.
+        """
         self._check(address, len(data))
         self.map[address:address + len(data)] = data
         for listener in self.listeners:
             listener(address, address + len(data))
+        if self.recorder is not None:
+            self.recorder(address, data, by)
 
     def read64(self, address: int) -> int:
         """A little-endian 64-bit word at any address."""
@@ -134,3 +140,4 @@ class Memory:
         """Gives the host's pages back for good; views that are still held keep the address space."""
         self.reset()
         self.listeners.clear()
+        self.recorder = None

@@ -9,7 +9,7 @@ from . import firmware
 from .bus import Bus
 from .clock import Clock
 from .cmos import Cmos
-from .cpu import Cpu, Stop, StopKind
+from .cpu import Cpu, Stop, StopKind, Stores
 from .description import MachineDescription
 from .dma import MSI, DmaFabric
 from .journal import Journal
@@ -24,6 +24,7 @@ from .schedule import Schedule, waits
 from .topology import Topology
 from .uart import Uart
 from .vtd.unit import RemappingUnit
+from .writes import WriteLog
 
 __all__ = ["Pc"]
 
@@ -85,6 +86,7 @@ class Pc:
         self.clock = Clock()
         self.bus = Bus(self.memory)
         self.journal = Journal(self.clock)
+        self._log_writes()
         self.units = self._units()
         self.messages: deque[tuple[int | None, int, int]] = deque(maxlen=256)
         self.fabric = DmaFabric(self.memory, self._unit_of, self._message, lambda: self.clock.now)
@@ -98,8 +100,26 @@ class Pc:
         """The machine's second processor with its ports, which has waited since power-on."""
         if self.partition is None:
             self.partition = Partition(self)
+            self.writes.rearm(self.partition.cpu.watch_stores)
             self.schedule = Schedule((self, self.partition), self.clock)
         return self.partition
+
+    def _log_writes(self) -> None:
+        """`writes` has who wrote what since power-on."""
+        self.writes = WriteLog(self.clock, self._watch_stores, self._idle)
+        self.memory.recorder = self.writes.written
+        self.journal.begun = self.writes.phase
+
+    def _idle(self) -> bool:
+        """Whether no processor runs at this moment."""
+        return not self.cpu.running and (self.partition is None or not self.partition.cpu.running)
+
+    def _processors(self) -> list[Cpu]:
+        return [self.cpu] if self.partition is None else [self.cpu, self.partition.cpu]
+
+    def _watch_stores(self, ranges: list[tuple[int, int]], stores: Stores) -> None:
+        for cpu in self._processors():
+            cpu.watch_stores(ranges, stores)
 
     def _units(self) -> list[RemappingUnit]:
         units = [RemappingUnit(u, self.memory, self.machine.host_address_width, self._unit_message, self.ideal_caches)
@@ -146,7 +166,7 @@ class Pc:
         if address in MSI:
             self.messages.append((None, address, data))
         elif self.memory.backed(address, 4):
-            self.memory.write32(address, data)
+            self.memory.write(address, data.to_bytes(4, "little"), "a remapping unit's own message")
 
     def reset(self) -> None:
         """Somebody pulls the reset line: whoever runs the machine finds `reset_requested` and switches it on anew."""

@@ -178,7 +178,7 @@ class InvalidationQueue:
         f = QUEUE_WAIT.decode(low)
         address = high & mask(63, 2)
         if f["SW"] and self.memory.backed(address, 4):
-            self.memory.write32(address, f["DATA"])
+            self.memory.write(address, f["DATA"].to_bytes(4, "little"), "wait descriptor of an invalidation queue")
         if f["IF"] and not self.file["ICS"] & ICS["IWC"].mask:
             self.file["ICS"] |= ICS["IWC"].mask
             self.event.raise_event()
