@@ -13,7 +13,7 @@ from ..spec.bits import align_up
 from ..spec.e820 import E820Entry
 from ..spec.linuxboot import Elf
 from ..spec.svm import ControlArea
-from . import dmar, iommu, nested, passthrough, protection, storage
+from . import dmar, iommu, messages, nested, passthrough, protection, storage
 from .config import Config
 from .exits import GUARDED_MSRS, Exits
 from .guest import GuestStart, load_guest
@@ -174,6 +174,7 @@ class Core:
         self.progress("iommu on")
         if self.config.INTERRUPT_REMAPPING:
             protection.block_interrupts(unit)
+            self.traps += messages.trap_tables(unit, functions)
         unit.setup(iommu.Domain(0, levels, root), functions, "SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS, others)
         if self.config.EARLY_PROTECTION:
             protection.open_up(unit)

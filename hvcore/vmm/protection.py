@@ -11,13 +11,13 @@ from ..spec.interrupts import QUEUE_IEC
 from .dmar import Unit
 from .iommu import Iommu
 
-__all__ = ["block_interrupts", "close", "open_up"]
+__all__ = ["block_interrupts", "close", "forget_interrupts", "open_up"]
 
 _PMEN, _PLMBASE, _PLMLIMIT, _PHMBASE, _PHMLIMIT, _RTADDR = 0x64, 0x68, 0x6C, 0x70, 0x78, 0x20
 _IQT, _IQA, _IRTA = 0x88, 0x90, 0xB8
 _EPM, _PRS = vtd.PMEN["EPM"].mask, vtd.PMEN["PRS"].mask
-_ENTRIES = 7
-"""IRTA.S: a table of 2^(7+1) entries, one page."""
+_SIZE = 9
+"""IRTA.S: a table of 2^(9+1) entries, four pages."""
 _IEC, _WAIT, _DONE = 4, 5, 1
 
 
@@ -64,18 +64,20 @@ def block_interrupts(iommu: Iommu) -> None:
 
 
 def _remap_interrupts(iommu: Iommu, unit: Unit) -> None:
-    table = iommu.heap.alloc_page()
-    iommu.bus.write(unit.base + _IRTA, 8, table | _ENTRIES)
+    """The queue's page is the one before the table: there `forget_interrupts` finds it again."""
+    pages = [iommu.heap.alloc_page() for _ in range(1 + (16 << _SIZE + 1) // PAGE)]
+    iommu.bus.write(unit.base + _IRTA, 8, pages[1] | _SIZE)
     iommu.command(unit, vtd.GCMD["SIRTP"].mask)
-    _forget_entries(iommu, unit)
+    forget_interrupts(iommu, unit)
     iommu.withdraw(unit, vtd.GCMD["CFI"].mask)
     iommu.command(unit, vtd.GCMD["IRE"].mask)
 
 
-def _forget_entries(iommu: Iommu, unit: Unit) -> None:
+def forget_interrupts(iommu: Iommu, unit: Unit) -> None:
     """Global invalidation of the interrupt-entry cache, for which there is only the queue; the queue is off again afterwards."""
-    queue = iommu.heap.alloc_page()
+    queue = (iommu.read64(unit, _IRTA) & vtd.ADDRESS) - PAGE
     status = queue + PAGE // 2
+    iommu.memory.write32(status, 0)
     iommu.memory.write64(queue, QUEUE_IEC.make(TYPE=_IEC))
     iommu.memory.write64(queue + 16, vtd.QUEUE_WAIT.make(TYPE=_WAIT, SW=1, DATA=_DONE))
     iommu.memory.write64(queue + 24, status)

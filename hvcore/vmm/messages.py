@@ -1,0 +1,157 @@
+"""Interrupt messages that the guest asks for, where the core remaps interrupts: MSI-X tables are answered here, in the device's place.
+
+The guest writes the address and data of a vector as it would without a hypervisor.  They are kept in pages of the core's heap, where the
+guest reads them back; the device gets the index of an entry of the unit's interrupt remapping table in their place, and the entry lets this
+one requester send what the guest wants, as far as that is harmless: a fixed or lowest-priority interrupt of a vector from 16 on.  What it
+may not send (NMI, SMI, INIT) has no entry, so the unit blocks it.  MSI without the X is in configuration space, which the core leaves to
+the guest: such messages stay in compatibility format and are blocked.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ..machine.bus import Bus
+from ..machine.memory import PAGE, Memory
+from ..spec import pci, vtd
+from ..spec.bits import align_down, align_up
+from ..spec.interrupts import FORMAT, IRTE_HIGH, IRTE_LOW, MSI_ADDRESS, MSI_DATA, REMAPPABLE_ADDRESS, DeliveryMode, SourceCheck
+from ..spec.pci import format_bdf
+from .dmar import Unit, matched_unit
+from .iommu import Iommu
+from .mmio import Trap
+from .nested import REACH
+from .pci import Function, requesters
+from .platform import config_read
+from .protection import forget_interrupts
+
+__all__ = ["ENTRIES", "MessageTable", "trap_tables"]
+
+ENTRIES = 1024
+"""Entries of each unit's interrupt remapping table."""
+_MSIX, _ENTRY, _LEAST_VECTOR = 0x11, 16, 16
+_IRTA = 0xB8
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An MSI-X table: of requester `source` behind `unit`, `vectors` entries from host-physical `start` on."""
+
+    source: int
+    unit: Unit
+    start: int
+    vectors: int
+
+
+def trap_tables(iommu: Iommu, functions: list[Function]) -> list[Trap]:
+    """A trap for the pages of every MSI-X table, with entries of the units' interrupt remapping tables for its vectors."""
+    seen = requesters(iommu.bus, functions)
+    used = dict.fromkeys(iommu.units, 0)
+    traps = []
+    for found in _tables(iommu, functions, seen):
+        first = used[found.unit]
+        if first + found.vectors > ENTRIES:
+            iommu.console.print(f"(IOMMU) no interrupt entries left for {format_bdf(found.source)}")
+            continue
+        used[found.unit] += found.vectors
+        kept = int(iommu.heap.alloc_pages(align_up(_ENTRY * found.vectors, PAGE) // PAGE)[0])
+        iommu.memory.u8(kept, _ENTRY * found.vectors)[:] = 0
+        start, end = align_down(found.start, PAGE), align_up(found.start + _ENTRY * found.vectors, PAGE)
+        traps.append(Trap(start, end, MessageTable(iommu, found.unit, found.source, start, found.start, found.vectors, first, kept)))
+    return traps
+
+
+def _tables(iommu: Iommu, functions: Iterable[Function], seen: dict[int, int]) -> Iterator[_Found]:
+    for function in functions:
+        unit = matched_unit(iommu.units, seen.get(function.source, function.source))
+        at = _capability(iommu.bus, function.source) if unit and vtd.ECAP.get(iommu.read64(unit, 0x10), "IR") else None
+        if unit is None or at is None:
+            continue
+        vectors = (config_read(iommu.bus, function.source, at + 2, 2) & 0x7FF) + 1
+        place = config_read(iommu.bus, function.source, at + 4, 4)
+        start = _bar(iommu.bus, function.source, place & 7) + (place & ~7)
+        if place & ~7 < start and start + _ENTRY * vectors <= REACH:
+            yield _Found(seen.get(function.source, function.source), unit, start, vectors)
+
+
+def _capability(bus: Bus, source: int) -> int | None:
+    """The offset of a function's MSI-X capability."""
+    at, left = config_read(bus, source, pci.CAPABILITIES, 1) & 0xFC, 48
+    while at >= 0x40 and left:
+        if config_read(bus, source, at, 1) == _MSIX:
+            return at
+        at, left = config_read(bus, source, at + 1, 1) & 0xFC, left - 1
+    return None
+
+
+def _bar(bus: Bus, source: int, index: int) -> int:
+    """The address of a memory BAR; 0 where it has none."""
+    low = config_read(bus, source, pci.BAR0 + 4 * index, 4)
+    high = config_read(bus, source, pci.BAR0 + 4 * index + 4, 4) if low & 6 == 4 and index < 5 else 0
+    return 0 if low & 1 else high << 32 | low & ~0xF
+
+
+class MessageTable:
+    """An MSI-X table as the guest sees it, in the trap of pages from `page` on; it lies at `start` and has `vectors` entries.
+
+    `first` is the table entry of the unit for vector 0, `kept` the host-physical address of what the guest wrote.
+    """
+
+    def __init__(self, iommu: Iommu, unit: Unit, source: int, page: int, start: int, vectors: int, first: int, kept: int):
+        self.iommu, self.unit, self.source, self.page = iommu, unit, source, page
+        self.start, self.vectors, self.first, self.kept = start, vectors, first, kept
+
+    @property
+    def _memory(self) -> Memory:
+        return self.iommu.memory
+
+    def _inside(self, offset: int, width: int) -> int | None:
+        """The offset in the table of an access of aligned 4 or 8 bytes; None for one beside it."""
+        at = self.page + offset - self.start
+        return at if width in (4, 8) and at % width == 0 and 0 <= at < _ENTRY * self.vectors else None
+
+    def mmio_read(self, offset: int, width: int) -> int:
+        """A load: address and data as the guest wrote them, vector control and all else from the device."""
+        at = self._inside(offset, width)
+        value = self.iommu.bus.read(self.page + offset, width)
+        if at is None or at % _ENTRY == 12:
+            return value
+        kept = int.from_bytes(self._memory.read(self.kept + at, width), "little")
+        return kept | value >> 32 << 32 if width == 8 and at % _ENTRY == 8 else kept
+
+    def mmio_write(self, offset: int, width: int, value: int) -> None:
+        """A store: address and data are kept, and the device and the unit's table told; all else goes to the device."""
+        at = self._inside(offset, width)
+        if at is None:
+            self.iommu.bus.write(self.page + offset, width, value)
+            return
+        for i in range(0, width, 4):
+            word = value >> 8 * i & 0xFFFF_FFFF
+            if (at + i) % _ENTRY == 12:
+                self.iommu.bus.write(self.page + offset + i, 4, word)
+            else:
+                self._memory.write32(self.kept + at + i, word)
+                self._tell(at // _ENTRY)
+
+    def _tell(self, vector: int) -> None:
+        """The unit's entry first, its cache, then the device's own: until then the device has the old one."""
+        index, at = self.first + vector, self.kept + _ENTRY * vector
+        low, high = entry_for(self._memory.read64(at), self._memory.read32(at + 8), self.source)
+        slot = (self.iommu.read64(self.unit, _IRTA) & vtd.ADDRESS) + _ENTRY * index
+        if (low, high) != (self._memory.read64(slot), self._memory.read64(slot + 8)):
+            self._memory.write64(slot, 0)
+            self._memory.write64(slot + 8, high)
+            self._memory.write64(slot, low)
+            forget_interrupts(self.iommu, self.unit)
+        address = REMAPPABLE_ADDRESS.make(HEAD=0xFEE, HANDLE=index & 0x7FFF, HANDLE15=index >> 15) | FORMAT
+        for offset, word in ((0, address), (4, 0), (8, 0)):
+            self.iommu.bus.write(self.start + _ENTRY * vector + offset, 4, word)
+
+
+def entry_for(address: int, data: int, source: int) -> tuple[int, int]:
+    """The interrupt remapping table entry (low, high) for a message that the guest wants of `source`; not present where that may not be."""
+    a, d = MSI_ADDRESS.decode(address), MSI_DATA.decode(data)
+    high = IRTE_HIGH.make(SVT=SourceCheck.REQUESTER, SID=source)
+    harmless = d["DLM"] in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY) and d["V"] >= _LEAST_VECTOR and not address & FORMAT
+    if a["HEAD"] != 0xFEE or address >> 32 or not harmless:
+        return 0, high
+    return IRTE_LOW.make(P=1, DST=a["DST"] << 8, V=d["V"], DLM=d["DLM"], TM=d["TM"], RH=a["RH"], DM=a["DM"]), high
