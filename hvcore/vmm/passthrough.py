@@ -36,7 +36,7 @@ from ..errors import BadTable, Unreadable
 from ..machine.bus import Bus
 from ..machine.memory import PAGE, Memory
 from ..spec import acpi, dmar, vtd
-from ..spec.bits import align_down, align_up
+from ..spec.bits import align_down, align_up, mask
 from ..spec.dmar import Dmar, DmarFlag, Rmrr, Scope, ScopeType
 from ..spec.e820 import E820Entry
 from ..spec.pci import format_bdf
@@ -125,7 +125,7 @@ def _point_to(memory: Memory, old: int, new: int) -> None:
     for at in range(acpi.HEADER_SIZE, len(data) - width + 1, width):
         if int.from_bytes(data[at:at + width], "little") == old:
             data[at:at + width] = new.to_bytes(width, "little")
-    data[9] = data[9] + acpi.checksum(data) & 0xFF
+    data[9] = data[9] + acpi.checksum(bytes(data)) & 0xFF
     memory.write(root.address, bytes(data))
 
 
@@ -287,11 +287,12 @@ def _words(offset: int, width: int, value: int) -> Iterator[tuple[int, int]]:
 
 
 def watch(memory: Memory, bus: Bus, heap: Heap, passed: Passed, region: tuple[int, int], console: Console) -> list[Trap]:
-    """Traps on the register pages of every unit of the table; the core's own tables are built for them.
+    """Traps on the register pages of every unit of the table that answers; the core's own tables are built for them.
 
-    Superpages are used where every unit has them.  A unit of another segment than 0 is watched for its capabilities only.
+    Superpages are used where every unit has them.  Of a unit of another segment than 0 only the capabilities are cared for.
     """
-    units = [(base, segment) for base, segment in passed.units if base % PAGE == 0 and not memory.backed(base)]
+    units = [(base, segment) for base, segment in passed.units
+             if base % PAGE == 0 and not memory.backed(base) and bus.read(base + _CAP, 8) != mask(63)]
     own = OwnTables(memory, heap, region, all(vtd.CAP.get(bus.read(base + _CAP, 8), "SLLPS") & 1 for base, _ in units))
     watched = [WatchedUnit(memory, bus, base, own, () if segment else passed.sources, console) for base, segment in units]
     return [Trap(u.base, u.base + _register_bytes(bus, u.base), u) for u in watched]

@@ -25,7 +25,7 @@ from hvcore.spec.dmar import Dmar, Drhd, Rmrr, Scope
 from hvcore.spec.e820 import E820Entry
 from hvcore.vmm.heap import Heap, Panic
 from hvcore.vmm.layout import HEAP
-from hvcore.vmm.passthrough import CAP_HIDDEN, ECAP_HIDDEN, OwnTables, WatchedUnit, install, rewritten, spans
+from hvcore.vmm.passthrough import CAP_HIDDEN, ECAP_HIDDEN, OwnTables, Passed, WatchedUnit, install, rewritten, spans, watch
 from hvcore.vmm.pci import Function
 from hvcore.vmm.platform import Console
 
@@ -119,15 +119,16 @@ class Watched:
     REGION = (32 * MIB, 40 * MIB)
     ROOT, CONTEXTS, TABLES = MIB, MIB + PAGE, MIB + 2 * PAGE
 
-    def __init__(self, cap: int = QEMU_CAP, ecap: int = QEMU_ECAP, superpages: bool = True, sources: tuple[int, ...] = (NVME, NVME + 8)):
-        self.memory = Memory([(0, 4 * MIB), self.REGION])
+    def __init__(self, cap: int = QEMU_CAP, ecap: int = QEMU_ECAP, superpages: bool = True, region: tuple[int, int] = REGION):
+        self.region = region
+        self.memory = Memory([(0, 4 * MIB), region])
         self.unit = RemappingUnit(UnitDescription(BASE, cap, ecap), self.memory, 39)
         self.bus, self.printed = Bus(self.memory), bytearray()
         self.bus.map_mmio(BASE, self.unit.size, "unit", self.unit)
         self.bus.map_ports(0xE9, 1, self)
-        self.heap = Heap(self.memory, self.REGION[0] + HEAP, self.REGION[1], self.REGION[0] + 0x1000)
-        self.own = OwnTables(self.memory, self.heap, self.REGION, superpages)
-        self.watched = WatchedUnit(self.memory, self.bus, BASE, self.own, sources, Console(self.bus))
+        self.heap = Heap(self.memory, region[0] + HEAP, region[1], region[0] + 0x1000)
+        self.own = OwnTables(self.memory, self.heap, region, superpages)
+        self.watched = WatchedUnit(self.memory, self.bus, BASE, self.own, (NVME, NVME + 8), Console(self.bus))
 
     def port_read(self, _port: int, _width: int) -> int:
         return 0
@@ -216,11 +217,40 @@ def test_a_device_whose_dma_is_not_translated_is_left_alone() -> None:
 
 
 def test_a_region_beyond_the_tables_width_cannot_be_mapped() -> None:
-    w = Watched(CAP_ALL_LEVELS)
-    w.own.region = (GIB - 4 * MIB, GIB + 4 * MIB)
+    w = Watched(CAP_ALL_LEVELS, region=(GIB - 4 * MIB, GIB + 4 * MIB))
     w.context(w.TABLES, 2)
+    w.context(w.TABLES + PAGE, 3, NVME + 8)
     w.enable()
     assert not any(w.memory.read(w.TABLES, PAGE))
+    assert [w.reaches(a, NVME + 8) for a in w.region] == [w.region[0], vtd.FaultReason.WRITE_DENIED]
+    assert w.reaches(GIB, NVME + 8) == GIB, "in two tables of level 2"
+
+
+@pytest.mark.parametrize("superpages", [False, True])
+def test_one_table_in_many_places_is_filled_once(superpages: bool) -> None:
+    """A large core, and a guest whose tables are the same page again and again: what is written first stays."""
+    w = Watched(superpages=superpages, region=(GIB, 2 * GIB + 64 * MIB))
+    table, middle, low = w.TABLES, w.TABLES + PAGE, w.TABLES + 2 * PAGE
+    w.context(table, 3)
+    w.memory.u64(table, 4)[:] = middle | 3
+    w.memory.u64(middle, 32)[:] = low | 3
+    before = w.memory.read(*w.region[:1], 64 * MIB)
+    w.enable()
+    assert w.memory.u64(low, 512).tolist() == [GIB + i * PAGE | 3 for i in range(512)]
+    assert w.memory.u64(middle, 33).tolist() == [*[low | 3] * 32, w.own.entry(2, GIB + 64 * MIB)]
+    assert w.memory.read(*w.region[:1], 64 * MIB) == before
+
+
+@pytest.mark.parametrize(("level", "entry"), [(2, 0x83), (3, 0x83), (2, 0x81), (3, 0x82)])
+def test_a_superpage_of_the_guests_maps_the_region(level: int, entry: int) -> None:
+    w = Watched()
+    w.context(w.TABLES, 3)
+    if level == 2:
+        w.memory.write64(w.TABLES, w.TABLES + PAGE | 3)
+    w.memory.write64(w.TABLES + PAGE + 8 * 17 if level == 2 else w.TABLES, entry)
+    before = w.memory.read(0, 4 * MIB)
+    w.enable()
+    assert w.memory.read(0, 4 * MIB) == before and not w.console
 
 
 def _by_queue(w: Watched) -> None:
@@ -311,6 +341,43 @@ def test_other_table_types_are_not_taken_for_legacy_ones() -> None:
     assert not any(w.memory.read(w.TABLES, PAGE))
 
 
+def test_entries_with_one_right_only_lead_on() -> None:
+    w = Watched()
+    table, middle, low = w.TABLES, w.TABLES + PAGE, w.TABLES + 2 * PAGE
+    w.context(table, 3)
+    for at, value in ((table, middle | 2), (middle + 8 * 16, low | 1)):
+        w.memory.write64(at, value)
+    w.enable()
+    assert (w.memory.read64(table), w.memory.read64(middle + 8 * 16)) == (middle | 2, low | 1)
+    assert w.memory.read64(low) == 32 * MIB | 3 and w.memory.read64(middle + 8 * 17) == 34 * MIB | 0x83
+
+
+def test_above_level_3_there_are_no_superpages() -> None:
+    w = Watched(CAP_ALL_LEVELS)
+    w.context(w.TABLES, 4)
+    w.memory.write64(w.TABLES, w.TABLES + PAGE | 0x83)
+    w.enable()
+    assert w.memory.read64(w.TABLES + PAGE) == w.own.entry(3, w.REGION[0])
+    assert w.reaches(w.REGION[0]) == vtd.FaultReason.PAGE_RESERVED, "which the guest has brought about"
+
+
+def test_only_units_that_answer_are_trapped_with_all_their_pages() -> None:
+    w = Watched(QEMU_CAP & ~(0x3FF << 24) | 0x1F0 << 24)
+    units = ((BASE, 0), (33 * MIB, 0), (BASE + 0x8004, 0), (BASE + 0x9000, 0))
+    traps = watch(w.memory, w.bus, w.heap, Passed(MIB, units, (NVME,)), w.REGION, Console(w.bus))
+    assert [(t.start, t.end) for t in traps] == [(BASE, BASE + 0x2000)]
+
+
+def test_of_another_segments_unit_the_tables_are_not_looked_at() -> None:
+    w = Watched()
+    w.context(w.TABLES, 3)
+    trap, = watch(w.memory, w.bus, w.heap, Passed(MIB, ((BASE, 1),), (NVME,)), w.REGION, Console(w.bus))
+    for offset, width, value in ((RTADDR, 8, w.ROOT), (GCMD, 4, SRTP), (GCMD, 4, TE)):
+        trap.device.mmio_write(offset, width, value)
+    assert w.unit.root == w.ROOT and not any(w.memory.read(w.TABLES, PAGE))
+    assert trap.device.mmio_read(16, 8) == QEMU_ECAP & ~ECAP_HIDDEN
+
+
 # --- registers through the trap
 
 @given(st.integers(0, 0x300), st.sampled_from([1, 2, 4, 8]), st.sampled_from([(QEMU_CAP, QEMU_ECAP), (XEON_CAP, XEON_ECAP),
@@ -359,7 +426,8 @@ def test_writes_have_the_effect_of_direct_ones(writes: list[tuple[int, int, int]
 
 PAGES = [Watched.TABLES + i * PAGE for i in range(6)]
 _ENTRIES = st.one_of(
-    st.just(0), st.sampled_from(PAGES).map(lambda p: p | 3), st.sampled_from([Watched.ROOT | 3, Watched.CONTEXTS | 3, NOWHERE | 3]),
+    st.just(0), st.sampled_from(PAGES).map(lambda p: p | 3), st.sampled_from([p | bits for p in PAGES for bits in (1, 2, 0x83)]),
+    st.sampled_from([Watched.ROOT | 3, Watched.CONTEXTS | 3, NOWHERE | 3]),
     st.sampled_from([32 * MIB, 33 * MIB, 40 * MIB - PAGE]).map(lambda p: p | 3), st.integers(0, 31).map(lambda i: i * 2 * MIB | 0x83),
     st.integers(0, (1 << 64) - 1))
 _HOSTILE = st.tuples(st.lists(st.tuples(st.sampled_from(PAGES), st.sampled_from([0, 15, 16, 17, 18, 19, 20, 511]), _ENTRIES), max_size=24),
