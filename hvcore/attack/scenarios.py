@@ -5,12 +5,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..machine.nvme import Nvme
 from ..spec.interrupts import DeliveryMode
+from ..vmm.storage.crypt import decrypt, first_encrypted
 from .scene import Scene, loot_address, mark_address
 
 __all__ = ["ATTACKS", "Scenario"]
 
 Proof = Mapping[str, Any]
+_BLOCK = b"HVLABBLK"
+"""How a block of the lab's disk begins."""
 _SIGNATURE = int.from_bytes(b"HVLABOWN", "little")
 _MARK = struct.Struct("<4Q")
 
@@ -19,7 +23,17 @@ def _key_stolen(scene: Scene, console: str) -> Proof:
     """The key, where the bytes in the guest's memory are the core's."""
     at = loot_address(console)
     loot = scene.read(at, len(scene.key)) if at is not None else b""
-    return {"key": loot.hex(), "kept_at": at} if loot == scene.key else {}
+    return {"key": loot.hex(), "kept_at": at, **_disk_opened(scene, loot)} if loot == scene.key else {}
+
+
+def _disk_opened(scene: Scene, key: bytes) -> Proof:
+    """What the key is good for: the first drive's last block, where it lies encrypted on the disk, read with the key that was stolen."""
+    drive = next((d for d in scene.pc.root.find("nvme") if isinstance(d, Nvme)), None)
+    if drive is None or drive.disk.read(drive.disk.blocks - 1, 1).startswith(_BLOCK):
+        return {}
+    last = drive.disk.blocks - 1
+    plain = decrypt(key, last, drive.disk.read(last, 1), first_encrypted(drive.disk.blocks))
+    return {"opens": f"block {last} of the disk, which is ciphertext there"} if plain.startswith(_BLOCK) else {}
 
 
 def _mark_left(scene: Scene, console: str) -> Proof:

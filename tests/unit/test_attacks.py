@@ -163,6 +163,16 @@ def test_the_verdict_is_read_off_the_machine_and_not_the_options(six):
     assert six.attack("steal-key").proof["key"] == bytes(range(32)).hex()
 
 
+def test_the_stolen_key_opens_the_disk(six):
+    """The core's driver encrypts what the guest writes to the last block; the card that read the key reads the block."""
+    for options, opens in (({}, False), ({"NVME_DRIVER": True}, True)):
+        proof = six.attack("steal-key", Config(VTD_TRANS=False, **options), "edu").proof
+        assert ("opens" in proof) == opens
+    disk = six.pc.root.find("nvme")[0].disk
+    assert not disk.read(disk.blocks - 1, 1).startswith(b"HVLABBLK")
+    assert six.attack("steal-key", device="nvme").verdict == "blocked", "the core's driver does not let the drive reach the core"
+
+
 def test_an_entry_is_rewritten_where_the_tables_can_be_reached(six):
     """Root, context and second-level pages granted by hand, the key's page not: the attack grants it to itself."""
     run = six.boot(Config(IOMMU_MAP_END="ram"))
