@@ -160,6 +160,7 @@ class Core:
         self._print_mcfg()
         if not self.config.VTD_TRANS or not unit.units:
             return
+        unit.refuse_conflict()
         self.progress("iommu tables")
         caps = [cap for cap, _ in unit.caps()]
         levels = iommu.address_width(caps, "AGAW_FROM_LAST_UNIT" in self.config.QUIRKS, self.console)

@@ -13,6 +13,7 @@ from ..machine.bus import Bus
 from ..machine.memory import PAGE, Memory
 from ..spec import vtd
 from ..spec.bits import align_down, align_up
+from ..spec.interrupts import table_entries
 from ..spec.pci import format_bdf
 from .dmar import Unit, matched_unit
 from .heap import Heap, Panic
@@ -24,7 +25,8 @@ __all__ = ["Domain", "Iommu", "address_width", "map_domain", "map_only"]
 GIB, MIB2 = 1 << 30, 2 << 20
 FOUR_GIB = 4 << 30
 RW = np.uint64(vtd.R | vtd.W)
-_CAP, _ECAP, _GCMD, _GSTS, _RTADDR, _CCMD, _FSTS, _FECTL = 0x08, 0x10, 0x18, 0x1C, 0x20, 0x28, 0x34, 0x38
+_CAP, _ECAP, _GCMD, _GSTS, _RTADDR, _CCMD, _FSTS, _FECTL, _IRTA = (
+    0x08, 0x10, 0x18, 0x1C, 0x20, 0x28, 0x34, 0x38, 0xB8)
 _FAULT_BITS = 0x7F
 
 
@@ -50,6 +52,16 @@ class Iommu:
     def caps(self) -> list[tuple[int, int]]:
         """CAP and ECAP of every unit."""
         return [(self.read64(u, _CAP), self.read64(u, _ECAP)) for u in self.units]
+
+    def refuse_conflict(self) -> None:
+        """Panics where firmware left interrupt remapping on with an entry that is present: whoever it is for would lose its interrupts."""
+        for unit in self.units:
+            irta = self.read64(unit, _IRTA)
+            if not vtd.GSTS.get(self.bus.read(unit.base + _GSTS, 4), "IRES"):
+                continue
+            table, size = irta & vtd.ADDRESS, 16 * table_entries(irta)
+            if self.memory.backed(table, size) and (self.memory.u64(table, size // 8)[::2] & np.uint64(1)).any():
+                raise Panic("Conflict with VTD_TRANS")
 
     def setup(self, domain: Domain, functions: list[Function], must_cover: bool,
               others: Iterable[tuple[Domain, list[Function]]] = ()) -> None:

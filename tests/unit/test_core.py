@@ -272,3 +272,19 @@ def test_noise_in_the_cores_memory_ends_in_an_outcome(seed):
             run.guest.command("help")
         assert run.outcome in ("up", "guest-crash", "vmm-panic", "vmm-taken-over")
         assert m.boot(Config(VTD_TRANS=True)).outcome == "up"
+
+
+@pytest.mark.parametrize(("present", "outcome"), [(1, "vmm-panic"), (0, "up")])
+def test_interrupt_remapping_that_firmware_left_on_is_a_conflict(present, outcome):
+    """With an entry that somebody waits for; an empty table is nobody's."""
+    def firmware(pc):
+        pc.memory.write64(0x50000 + 16 * 255, present)
+        base = pc.units[0].base
+        for offset, width, value in ((0xB8, 8, 0x50007), (0x18, 4, 1 << 24), (0x18, 4, 1 << 25)):
+            pc.bus.write(base + offset, width, value)
+
+    with Machine.load("q35-6g-intremap") as machine:
+        run = machine.boot(Config(IOMMU_MAP_END="ram"), early=firmware)
+        assert run.outcome == outcome
+        assert ("Conflict with VTD_TRANS" in run.console.vmm) == bool(present)
+        assert machine.boot(Config(VTD_TRANS=False), early=firmware).outcome == "up"
