@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import numpy as np
+
 from . import outcome
 from .errors import BadTable, HvlabError, quoted
 from .figures import attach, attach_differences
 from .guests import GuestView, Tenure, look_at, reached_by
 from .inspect.cached import CachedDomain, read_cached
+from .inspect.counterfactual import Counterfactual, blocked_request, read_counterfactual
 from .inspect.diff import Change, diff_runs
 from .inspect.dmar import DmarTable, read_dmar
 from .inspect.domains import Domain, read_domains
@@ -41,10 +44,10 @@ from .machine.firmware import read_e820
 from .machine.memory import Memory
 from .machine.pc import Pc
 from .machine.schedule import waits
-from .spec.e820 import ENTRY_SIZE, E820Entry, unpack
+from .spec.e820 import ENTRY_SIZE, E820Entry, type_name, unpack
 from .spec.interrupts import INTERRUPT_REASONS
 from .spec.linuxboot import BOOT_PARAMS_SIZE, E820_ENTRIES, E820_MAX, E820_TABLE
-from .spec.paging import NESTED
+from .spec.paging import NESTED, PAGE
 from .spec.pci import format_bdf
 from .twoguests import Resident, Residents
 from .vmm.config import Config
@@ -484,6 +487,32 @@ class Run:
 
     def _guest_physical(self, host: int) -> int | None:
         return next((address for address, _ in self._cpu().reaching(host)), None)
+
+    def would_have(self, what: Dma | Fault) -> Counterfactual:
+        """What a blocked request (of `run.dma`, or the newest that met a fault of `run.faults`) would have done with no unit on its way.
+
+        Nothing is sent and nothing changed.  Raises HvlabError for one that was not blocked, or is not kept any more.
+        """
+        self._must_live("its memory is gone")
+        with self._machine.still():
+            return read_counterfactual(self._machine.pc.memory, blocked_request(self.dma, what), self._lies())
+
+    def _lies(self) -> Callable[[int], str]:
+        """What lies at a host-physical address, in words: a table, a part of the core, or what firmware's E820 says."""
+        domains, parts, e820 = self.domains, self._named_parts(), self.e820.firmware
+        root = self._nested_root()
+        nested = scan(self._machine.pc.memory, NESTED, root, 4).tables if root is not None else None
+        owned = [("the guest's nested tables", nested)] if nested is not None else []
+        owned += [(f"second-level tables of domain {d.did} of unit {d.unit or 0:#x}", d.tables) for d in domains]
+
+        def lies(address: int) -> str:
+            page = np.uint64(address & -PAGE)
+            tables = (name for name, pages in owned if (i := int(np.searchsorted(pages, page))) < len(pages) and pages[i] == page)
+            part = next((f"the core's {name}" for name, start, end in parts if start <= address < end), None)
+            entry = next((type_name(e.type) for e in e820 if e.start <= address < e.end), "no entry")
+            return next(tables, None) or part or f"memory that firmware's E820 calls {entry}"
+
+        return lies
 
     def watch(self, start: int, end: int) -> None:
         """From now on `who_wrote` sees stores of the processors' code to host-physical [start, end); every store anywhere takes 27 ns more.

@@ -1,7 +1,7 @@
 """The newest DMA requests of the machine's devices and what became of each."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..spec.dma import Direction, DmaResult
 from ..spec.pci import format_bdf
@@ -18,7 +18,8 @@ class Dma(Record):
 
     `time` in virtual nanoseconds since power-on.  `result`: `ok`, `blocked` by a remapping unit for `reason`, `absent` (no memory answers
     where it leads) or `message` (an interrupt, which goes to no memory).  `landing` is the host-physical address of its first page that
-    was let through, None where there is none.
+    was let through, None where there is none.  Of a request that was stopped, `carried` bytes went through before, and `refused` are the
+    next up to 4096 of a write.
     """
 
     time: int
@@ -30,6 +31,8 @@ class Dma(Record):
     result: str
     landing: int | None = None
     reason: int | None = None
+    carried: int = field(default=0, compare=False)
+    refused: bytes = field(default=b"", compare=False)
 
     title = "DMA requests"
     legend = "time: virtual ns since power-on; iova: as the device asked; landing: host-physical"
@@ -51,7 +54,8 @@ def read_trace(trace: Iterable[DmaResult], issued: int) -> Records[Dma]:
 def _dma(result: DmaResult) -> Dma:
     r = result.request
     reason = result.fault.reason if result.fault else None
-    return Dma(result.time, r.segment, r.source, r.access.value, r.iova, r.length, _outcome(result), result.landing, reason)
+    return Dma(result.time, r.segment, r.source, r.access.value, r.iova, r.length, _outcome(result), result.landing, reason,
+               result.carried, result.refused)
 
 
 def _outcome(result: DmaResult) -> str:

@@ -76,14 +76,14 @@ class DmaFabric:
         for part, offset in pages(request):
             if _is_message(part):
                 if fault := self._interrupt(unit, part, int.from_bytes(data[offset:offset + part.length], "little")):
-                    return DmaResult(request, None, fault, landing, time)
+                    return _stopped(request, fault, landing, time, data, offset)
                 continue
             address = unit.remap(part) if unit else part.iova
             if isinstance(address, RemapFault):
-                return DmaResult(request, None, address, landing, time)
+                return _stopped(request, address, landing, time, data, offset)
             landing = address if landing is None else landing
             if not self.memory.backed(address, max(part.length, 1)):
-                return DmaResult(request, None, None, landing, time)
+                return _stopped(request, None, landing, time, data, offset)
             if request.address_type is AddressType.TRANSLATION:
                 continue
             if request.access is Direction.READ:
@@ -102,6 +102,11 @@ class DmaFabric:
         if self.msi:
             self.msi(source, *sent.message)
         return None
+
+
+def _stopped(request: DmaRequest, fault: RemapFault | None, landing: int | None, time: int, data: bytes, carried: int) -> DmaResult:
+    """A request that ended before its time, with what of its data is kept."""
+    return DmaResult(request, None, fault, landing, time, carried, data[carried:carried + PAGE])
 
 
 def _no_time() -> int:

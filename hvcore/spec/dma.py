@@ -60,13 +60,16 @@ class DmaResult:
     """What a device gets: the bytes of a read (or b"" of a write) and `fault` None; or `data` None and why.
 
     `fault` is None and `data` None where the request was translated but no memory answers there (master abort).  `landing` is the
-    host-physical address at which its first page was sought, None where it had none; `time` in virtual nanoseconds since power-on."""
+    host-physical address at which its first page was sought, None where it had none; `time` in virtual nanoseconds since power-on.
+    Of a request that did not complete, `carried` bytes went through before, and `refused` are the next up to 4096 of a write."""
 
     request: DmaRequest
     data: bytes | None
     fault: RemapFault | None = None
     landing: int | None = field(default=None, compare=False)
     time: int = field(default=0, compare=False)
+    carried: int = field(default=0, compare=False)
+    refused: bytes = field(default=b"", compare=False)
 
     @property
     def ok(self) -> bool:
