@@ -603,6 +603,19 @@ def test_the_mended_core_withholds_no_registers_from_a_guest_that_drives_them(ma
     assert run.outcome == "up" and run.guest.command("iommu on").splitlines()[-1].startswith("iommu: on, ")
 
 
+def test_memory_beyond_the_guests_tables_is_named_and_stays_unmapped() -> None:
+    """32 GiB by 4 KiB pages take 16384 tables; the guest takes 8192."""
+    description = load("q35-32g")
+    units = tuple(replace(u, cap=u.cap & ~(0xF << 34)) for u in description.units)
+    with Machine(replace(description, units=units)) as m:
+        run = m.boot(PASS)
+        text = run.guest.command("iommu on")
+        start = re.search(r"iommu: no more tables after 8192, (0x[0-9a-f]+)-0x87fffffff is not mapped", text)
+        assert start and "leaves of 4 KiB, 8192 tables" in text
+        assert run.domains[0].runs.rights_at([int(start[1], 16) - PAGE, int(start[1], 16)]).tolist() == ["rw", "-"]
+        assert "iommu: no more" not in text.replace(start[0], ""), "the RMRRs had come first"
+
+
 def test_without_pass_through_there_is_no_table(machine: Machine) -> None:
     assert machine.boot(Config(VTD_TRANS=False)).guest.command("iommu on") == "iommu: no DMAR table"
 

@@ -165,20 +165,21 @@ static bool map_range(u64 start, u64 end)
 	return true;
 }
 
+/* The RMRRs come first: firmware needs them whatever becomes of the rest. */
 static void map_memory(bool rmrrs)
 {
-	for (unsigned i = 0; i < boot.entries; i++) {
-		u64 start = (boot.e820[i].base + PAGE - 1) & ~(PAGE - 1), end = (boot.e820[i].base + boot.e820[i].length) & ~(PAGE - 1);
-
-		if (boot.e820[i].type == E820_USABLE && start < end && !map_range(start, end))
-			break;
-	}
 	for (u32 o = 0; rmrrs && (o = next_structure(o, RMRR, 24));) {
 		u64 base = at(o + 8, 8), limit = at(o + 16, 8);
 
 		klog("DMAR: RMRR base: 0x%014lx end: 0x%014lx\n", base, limit);
 		if (!at(o + 6, 2) && base < limit && !map_range(base & ~(PAGE - 1), (limit + PAGE) & ~(PAGE - 1)))
-			break;
+			return;
+	}
+	for (unsigned i = 0; i < boot.entries; i++) {
+		u64 start = (boot.e820[i].base + PAGE - 1) & ~(PAGE - 1), end = (boot.e820[i].base + boot.e820[i].length) & ~(PAGE - 1);
+
+		if (boot.e820[i].type == E820_USABLE && start < end && !map_range(start, end))
+			return;
 	}
 }
 
