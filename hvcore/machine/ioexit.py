@@ -6,18 +6,23 @@ them, the policy answers there, and the guest goes on behind its instruction (AM
 15.10).
 """
 
+import struct
+
 from ..spec.svm import INTERCEPTS_1, ControlArea, ExitCode, SaveArea, io_info
 from .memory import PAGE, Memory
 
 __all__ = ["answer", "describe", "intercepted"]
 
+_U16, _U32, _U64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
+_IOIO = INTERCEPTS_1[ExitCode.IOIO]
+
 
 def intercepted(memory: Memory, vmcb: int, port: int, width: int) -> bool:
     """Whether the VMCB (host-physical) wants an exit for an access of `width` bytes: the bit of any of its ports is set."""
-    if not memory.backed(vmcb, PAGE) or not memory.read32(vmcb + ControlArea.INTERCEPTS_1) & INTERCEPTS_1[ExitCode.IOIO]:
+    if not memory.backed(vmcb, PAGE) or not _U32.unpack_from(memory.map, vmcb + ControlArea.INTERCEPTS_1)[0] & _IOIO:
         return False
-    at = (memory.read64(vmcb + ControlArea.IOPM) & ~0xFFF) + port // 8
-    bits = int.from_bytes(memory.read(at, 2), "little") if memory.backed(at, 2) else 0
+    at = (_U64.unpack_from(memory.map, vmcb + ControlArea.IOPM)[0] & ~0xFFF) + port // 8
+    bits = _U16.unpack_from(memory.map, at)[0] if memory.backed(at, 2) else 0
     return bool(bits >> port % 8 & (1 << width) - 1)
 
 

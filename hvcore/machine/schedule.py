@@ -13,8 +13,8 @@ from .pic import Pic
 
 __all__ = ["SLICE", "Schedule", "Seat", "waits"]
 
-SLICE = 20_000_000
-"""Nanoseconds of virtual time, which are 20,000 accesses to devices."""
+SLICE = 5_000_000
+"""Nanoseconds of virtual time, which are 5,000 accesses to devices."""
 PATIENCE = 4
 """Ticks in a row in which a processor did nothing that takes time, after which it is taken for one that computes."""
 
@@ -43,6 +43,7 @@ class Schedule:
         self.turn = self.seats[0]
         self._preempted = self._computed = False
         self._seen, self._idle_ticks = clock.now, 0
+        self._slice_end = 0
 
     def run(self, gate: Callable[[], None], awaited: Callable[[], Seat | None]) -> tuple[Seat, Stop] | None:
         """Runs until a processor stops for good (which, and how), or until nothing could wake any of them (None).
@@ -74,8 +75,10 @@ class Schedule:
         return next((seat for seat in order if not waits(seat)), None)
 
     def _run(self, seat: Seat) -> Stop:
-        self.turn, seat.halted = seat, False
-        timer = self.clock.after(SLICE, self._preempt)
+        if seat is not self.turn or self.clock.now >= self._slice_end:
+            self.turn, self._slice_end = seat, self.clock.now + SLICE
+        seat.halted = False
+        timer = self.clock.after(self._slice_end - self.clock.now, self._preempt)
         stop = seat.cpu.run()
         timer.cancel()
         if self._computed:
