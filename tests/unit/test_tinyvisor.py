@@ -457,6 +457,7 @@ def test_looking_at_a_boot_of_two_takes_no_time() -> None:
                 if machine.phase == "guest runs" and machine.run is not None:
                     assert len(machine.run.guests) == 2
                     looked[0] += 1
+                over.wait(0.002)
 
         thread = threading.Thread(target=look)
         thread.start()
