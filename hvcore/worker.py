@@ -93,8 +93,8 @@ class _Job:
                 self.told[which] = boot, len(output)
 
     @staticmethod
-    def _outputs(machine: Machine) -> list[tuple[str, bytearray]]:
-        second = [("guest 2", machine.residents.of(2).seat.serial)] if machine.residents else []
+    def _outputs(machine: Machine) -> list[tuple[str, bytes | bytearray]]:
+        second: list[tuple[str, bytes | bytearray]] = [("guest 2", machine.residents.of(2).seat.serial)] if machine.residents else []
         return [("vmm", machine.pc.debug), ("guest", machine.pc.serial), *second]
 
 

@@ -41,7 +41,7 @@ class Controls(ipw.VBox):
         for name, button in self.buttons.items():
             button.on_click(lambda _button, name=name: on_button(name))
         self.machine.observe(lambda _change: on_change(), "value")
-        rows = ([self.machine, *self.options.choices], [*self.options.switches.values(), *self.buttons.values()])
+        rows = ([self.machine, *self.options.choices], self.options.shown, [self.options.hidden], [*self.buttons.values()])
         super().__init__([_row(row) for row in rows])
         self.add_class("hvlab-controls")
 

@@ -6,37 +6,69 @@ from typing import Any
 
 import ipywidgets as ipw
 
-from hvcore.vmm.config import MAP_ENDS, PROFILES, Config
+from hvcore.errors import BadConfig
+from hvcore.vmm.config import MAP_ENDS, POLICIES, PROFILES, Config
 
-__all__ = ["Options", "choice"]
+__all__ = ["OWN", "Options", "choice"]
 
 SWITCHES = {
     "VTD_TRANS": "The core drives the remapping units itself: devices reach only what its domain 0 maps",
-    "IOMMU_SUPERPAGES": "2 MiB pages above 4 GiB, where the units have them",
+    "EARLY_PROTECTION": "The core's memory is closed to devices before anything lies in it",
+    "INTERRUPT_REMAPPING": "No interrupt of a device gets through that the core has not allowed",
     "HIDE_VTD_REGS": "The units' registers are withheld from the guest's CPU",
 }
+MORE = {
+    "IOMMU_SUPERPAGES": "2 MiB pages above 4 GiB, where the units have them",
+    "DMAR_PASS_THROUGH": "The guest drives the units, under the core's eyes; needs VTD_TRANS=n",
+    "NVME_DRIVER": "The core's own driver is between the guest and the first NVMe controller, and encrypts a part of the disk",
+    "TINYVISOR": "The machine is split between two guests",
+}
+"""Switches that are shown when more is wanted."""
+EXCLUDED = {
+    "DMAR_PASS_THROUGH": {"VTD_TRANS": False, "TINYVISOR": False, "DISABLE_VTD": True},
+    "VTD_TRANS": {"DMAR_PASS_THROUGH": False},
+    "TINYVISOR": {"DMAR_PASS_THROUGH": False},
+}
+"""What a switch that is pressed releases or presses with it."""
+OWN = "your own"
+"""What the policy is called when the options are nobody's."""
 
 
 class Options:
-    """Switches and choices; `config` is what they say, `on_change` is called after each change."""
+    """Switches and choices; `config` is what they say, `on_change` is called after each change.
+
+    `more` is the button that shows the switches in `hidden`.
+    """
 
     def __init__(self, config: Config, on_change: Callable[[], None]):
         self._on_change = on_change
         self.config = config
         self._quiet = False
-        self.switches = {name: ipw.ToggleButton(tooltip=tip, layout=ipw.Layout(width="auto")) for name, tip in SWITCHES.items()}
+        self._policies = {name: Config(**options) for name, options in POLICIES.items()}
+        self.switches = {name: ipw.ToggleButton(tooltip=tip, layout=ipw.Layout(width="auto")) for name, tip in (SWITCHES | MORE).items()}
+        self.policy = choice("Policy", [OWN, *POLICIES], OWN, "sets all options at once, as the rows of the attacks' grid have them")
         self.profile = choice("PROFILE", PROFILES, config.PROFILE, "bitvisor: as measured, bugs included; mended: as it should be")
         ends = "; ".join(f"{name}: {words}" for name, words in MAP_ENDS.items())
         self.map_end = choice("IOMMU_MAP_END", MAP_ENDS, config.IOMMU_MAP_END, ends)
+        self.more = ipw.ToggleButton(tooltip="Shows or hides the other options", layout=ipw.Layout(width="auto"))
+        self.hidden = ipw.HBox([self.switches[name] for name in MORE], layout=ipw.Layout(flex_flow="row wrap", grid_gap="4px 12px"))
         self._fill(config)
         self.profile.observe(self._new_profile, "value")
-        for control in (self.map_end, *self.switches.values()):
-            control.observe(self._changed, "value")
+        self.policy.observe(self._new_policy, "value")
+        self.more.observe(lambda _change: self._describe(), "value")
+        self.map_end.observe(lambda change: self._changed("IOMMU_MAP_END", change.new), "value")
+        for name, control in self.switches.items():
+            control.observe(lambda change, name=name: self._changed(name, change.new), "value")
 
     @property
     def choices(self) -> list[ipw.Dropdown]:
         """What is chosen out of several."""
-        return [self.profile, self.map_end]
+        return [self.policy, self.profile, self.map_end]
+
+    @property
+    def shown(self) -> list[ipw.ToggleButton]:
+        """The switches that are always there, and the button for more."""
+        return [*(self.switches[name] for name in SWITCHES), self.more]
 
     def pending(self, running: Config) -> dict[str, Any]:
         """The options that differ from those of the running core."""
@@ -57,29 +89,42 @@ class Options:
         """Sets every control without telling anybody."""
         self._quiet = True
         self.profile.value, self.map_end.value = config.PROFILE, config.IOMMU_MAP_END
+        self.policy.value = next((name for name, known in self._policies.items() if known == config), OWN)
         for name, control in self.switches.items():
             control.value = getattr(config, name)
         self._quiet = False
         self._describe()
 
-    def _new_profile(self, _change: Any) -> None:
+    def _new_profile(self, change: Any) -> None:
         """Another profile brings its own values; VTD_TRANS, which no profile sets, stays."""
-        if not self._quiet:
-            self.config = self.config.change(PROFILE=self.profile.value)
-            self._fill(self.config)
-            self._on_change()
+        self._changed("PROFILE", change.new)
 
-    def _changed(self, _change: Any) -> None:
+    def _new_policy(self, change: Any) -> None:
+        """A policy sets everything; choosing `OWN` leaves everything as it is."""
         if not self._quiet:
-            switches = {name: control.value for name, control in self.switches.items()}
-            self.config = self.config.change(IOMMU_MAP_END=self.map_end.value, **switches)
-            self._describe()
-            self._on_change()
+            self.choose(self._policies.get(change.new, self.config))
+
+    def _changed(self, name: str, value: Any) -> None:
+        """One control was used: what excludes it goes; what cannot be goes back to what it was."""
+        if self._quiet:
+            return
+        with_it = EXCLUDED.get(name, {}) if value is True else {}
+        try:
+            self.config = self.config.change(**{name: value} | with_it)
+        except BadConfig:
+            self._fill(self.config)
+            return
+        self._fill(self.config)
+        self._on_change()
 
     def _describe(self) -> None:
-        """The switches say their state in words, not by their colour alone."""
+        """The switches say their state in words, not by their colour alone; what is set among the hidden ones is told, too."""
         for name, control in self.switches.items():
             control.description = f"{name}={_letter(control.value)}"
+        there = [f"{name}=y" for name in MORE if self.switches[name].value]
+        self.hidden.layout.display = "flex" if self.more.value else "none"
+        closed = f"More options ({', '.join(there)})" if there else "More options"
+        self.more.description = "Fewer options" if self.more.value else closed
 
 
 def _letter(value: Any) -> str:

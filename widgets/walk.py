@@ -31,9 +31,10 @@ NOTHING = "No fault is recorded: ask what would become of a request."
 
 
 class WalkExplainer(View):
-    """The way of the fault that is chosen in `selection`, or of a request that is asked about, through the tables as they are now.
+    """The way of the fault that is chosen in `selection`, of a device's IOVA that is, or of a request that is asked about.
 
-    `guard` is held while the run is read.  The first faults' ways are in the browser and need no kernel.
+    It is the way through the tables as they are now.  `guard` is held while the run is read.  The first faults' ways are in the browser and
+    need no kernel.
     """
 
     _esm = module("walk")
@@ -50,6 +51,7 @@ class WalkExplainer(View):
         self._request: tuple[int, int, str, int] | None = None
         self.on_msg(self._received)
         self.selection.observe(lambda change: self._follow(change.new), "fault")
+        self.selection.observe(lambda _change: self._follow_request(), ["address", "space", "device"])
         self.show_run(run)
 
     def show_run(self, run: "Run") -> None:
@@ -106,6 +108,28 @@ class WalkExplainer(View):
             self._shown = self._ways[number]
         elif AT_ONCE <= number < len(self._choices):
             self._explain_late(number)
+
+    def _follow_request(self) -> None:
+        """A device's IOVA is chosen, and no fault: what becomes of a read there, or where only a write goes through, of that."""
+        s = self.selection
+        if s.fault is not None or s.space != "iova" or s.address is None or s.device is None or not self._run.live:
+            return
+        if (s.device, s.address) == self._request_at:
+            return
+        segment = next((segment for device, segment, _ in self.devices if device == s.device), 0)
+        self.ask(s.device, s.address, self._way_in(s.device, s.address, segment), segment)
+
+    @property
+    def _request_at(self) -> tuple[int, int] | None:
+        return self._request[:2] if self._request else None
+
+    def _way_in(self, source: int, iova: int, segment: int) -> str:
+        try:
+            with self._guard():
+                ways = {access: self._run.what_if(source, iova, access, segment) for access in ("read", "write")}
+        except HvlabError:
+            return "read"
+        return "write" if ways["read"].reason is not None and ways["write"].reason is None else "read"
 
     def _explain_late(self, number: int) -> None:
         try:

@@ -9,16 +9,19 @@ from typing import Any
 import ipywidgets as ipw
 
 from hvcore import Machine, Run
+from hvcore.attack import ATTACKS, Attack
 from hvcore.errors import HvlabError
 from hvcore.inspect.records import Records
 from hvcore.inspect.steps import ExitStep, Step
 from hvcore.worker import Listener, Worker
 
+from .attacks import Attacks
 from .changes import Changes
 from .console import Console
 from .controls import Controls
 from .lens import LensView
 from .pagemap import PageMap
+from .proof import ProofView
 from .registers import Registers
 from .selection import Selection
 from .table import DmaTable, FaultTable, RunTable, Table, fault_choices
@@ -93,17 +96,21 @@ class Workbench(ipw.VBox):
         self.dma, self.runs, self.registers = DmaTable(run, s), RunTable(run, s), Registers(run)
         self.steps = Table(Records(Step), s)
         self.changes = Changes(s)
+        self.attacks = Attacks(lambda: self.machine, s, self._attack, self._boot_policy)
+        self.proof = ProofView(run, s, guard=lambda: self.machine.still(), clock=lambda: self.machine.pc.clock.now, at_once=False)
         self.vmm_console = Console("Core's console")
         self.guest_console = Console("Guest's console", self._command, "help")
+        self.second_console = Console("Second guest's console", lambda line: self._command(line, 2), "help")
 
     def _lay_out(self) -> None:
-        tabs = {"Walk, step by step": self.walk, "DMA requests": self.dma, "Protection window": self.timeline, "Registers": self.registers,
+        tabs = {"Walk, step by step": self.walk, "Attacks": self.attacks, "Proof": self.proof, "DMA requests": self.dma,
+                "Protection window": self.timeline, "Registers": self.registers,
                 "Permission runs": self.runs, "Before and after": self.changes, "Instructions": self.steps}
         self.tabs = ipw.Tab(list(tabs.values()), titles=list(tabs))
-        self._changes_tab = list(tabs.values()).index(self.changes)
+        self._changes_tab, self._proof_tab = (list(tabs.values()).index(view) for view in (self.changes, self.proof))
         self.tabs.observe(lambda _change: self.worker.call(self._show_changes), "selected_index")
-        self._rows = [_grid(self.faults, self.lens), self.e820, self.graph, self.pages, self.tabs,
-                      _grid(self.guest_console, self.vmm_console)]
+        self._consoles = _grid(self.guest_console, self.vmm_console)
+        self._rows = [_grid(self.faults, self.lens), self.e820, self.graph, self.pages, self.tabs, self._consoles]
 
     @property
     def run(self) -> Run:
@@ -124,7 +131,7 @@ class Workbench(ipw.VBox):
     def _boot(self) -> None:
         """Boots the chosen machine with the chosen options; one that cannot be loaded leaves the old one in its place."""
         name, config = self.controls.machine.value, self.controls.options.config
-        self.controls.allow("running")
+        self._allow("running")
         self.verdict.say("running", f"booting {name}")
 
         def boot() -> None:
@@ -145,11 +152,27 @@ class Workbench(ipw.VBox):
         self.controls.options.choose(self.controls.options.config.change(**options))
         self._boot()
 
-    def _command(self, line: str) -> None:
+    def _boot_policy(self, name: str) -> None:
+        """Boots with a policy's options."""
+        self.controls.options.choose(self.machine.policies[name])
+        self._boot()
+
+    def _attack(self, name: str, device: str | None) -> None:
+        """The guest attacks; where none waits, or the attack begins before the core, the machine is booted for it."""
+        self._allow("running")
+        self.verdict.say("running", f"attack {name}")
+
+        def attack() -> None:
+            if ATTACKS[name].early or self.machine.state != "waiting":
+                self.before = self.machine.run
+            self.worker.attack(self.machine, name, None, device)
+        self.worker.call(attack)
+
+    def _command(self, line: str, guest: int = 1) -> None:
         if self.machine.ended:
             self.verdict.say("error", f"there is no guest to type to: {self.machine.ended.why}")
         else:
-            self.worker.send(self.machine, line + "\n")
+            self.worker.send(self.machine, line + "\n", guest)
 
     def wait(self) -> None:
         """Returns when everything that was asked for is done."""
@@ -158,6 +181,7 @@ class Workbench(ipw.VBox):
 
     def close(self) -> None:
         """Stops the machine and lets go of it; the last figures stay."""
+        self.attacks.close()
         self.worker.close()
         if self.machine is not self._given:
             self.machine.close()
@@ -168,7 +192,7 @@ class Workbench(ipw.VBox):
     def hear_progress(self, machine: Machine, phase: str | None, seconds: float) -> None:
         """The machine is at work."""
         if self._ready:
-            self.controls.allow("running")
+            self._allow("running")
             self.verdict.say("running", f"{machine.name}: {phase or 'at work'}, {seconds:.1f} s")
 
     def hear_finished(self, machine: Machine | None, result: Any) -> None:
@@ -181,11 +205,13 @@ class Workbench(ipw.VBox):
             exits = [*self.steps.records, result] if self.steps.records.kind is ExitStep else [result]
             self.steps.show(Records(ExitStep, exits))
         self.refresh()
+        if isinstance(result, Attack):
+            self.attacks.one.show(result)
 
     def hear_failed(self, error: BaseException) -> None:
         """Something could not be done: a mistake of the user's in a sentence, one of ours as such."""
         if self._ready:
-            self.controls.allow(self.machine.state)
+            self._allow(self.machine.state)
             mine = f"this is a fault of hvlab itself: {type(error).__name__}: {error}"
             self.verdict.say("error", str(error) if isinstance(error, HvlabError) else mine)
 
@@ -200,12 +226,18 @@ class Workbench(ipw.VBox):
                 view.show_run(run)
             for picture in (self.e820, self.graph, self.timeline, self.pages):
                 picture.show(run)
+            self.proof.show_run(run, prove=self.tabs.selected_index == self._proof_tab)
             self._choose_fault(run)
             self._shown = run
         self._show_changes()
         self.show_consoles()
         self._show_pending()
-        self.controls.allow(self.machine.state)
+        self._allow(self.machine.state)
+
+    def _allow(self, state: str) -> None:
+        """What can be done in a state of the machine can be pressed."""
+        self.controls.allow(state)
+        self.attacks.one.enabled = state != "running"
 
     def _choose_fault(self, run: Run) -> None:
         """Where nothing is chosen, a new run's first fault is; a chosen fault is looked for in the new run."""
@@ -226,11 +258,17 @@ class Workbench(ipw.VBox):
                 self.changes.show(before, self.run)
 
     def show_consoles(self) -> None:
-        """Both consoles as they are now."""
-        if self._ready:
-            console = self.run.console
-            self.vmm_console.show(console.vmm)
-            self.guest_console.show(console.guest)
+        """The consoles as they are now; that of a second guest where there is one."""
+        if not self._ready:
+            return
+        console, residents = self.run.console, self.machine.residents
+        self.vmm_console.show(console.vmm)
+        self.guest_console.show(console.guest)
+        if residents:
+            self.second_console.show(residents.of(2).seat.serial.decode("latin-1"))
+        there = (self.guest_console, *([self.second_console] if residents else []), self.vmm_console)
+        if self._consoles.children != there:
+            self._consoles.children = there
 
     def _show_pending(self) -> None:
         words = self.controls.options.pending_words(self.run.config)

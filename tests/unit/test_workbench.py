@@ -2,12 +2,14 @@
 
 import ipywidgets
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hvcore import Config, Machine
 from hvcore.errors import BadMachine
 from widgets import Workbench
 from widgets.console import LIMIT, Console
-from widgets.options import Options
+from widgets.options import MORE, OWN, SWITCHES, Options
 
 
 @pytest.fixture
@@ -55,6 +57,55 @@ def test_a_profile_brings_its_values_and_leaves_what_it_does_not_set():
     assert options.switches["HIDE_VTD_REGS"].description == "HIDE_VTD_REGS=y"
     options.switches["HIDE_VTD_REGS"].value = False
     assert options.config == Config(PROFILE="mended", VTD_TRANS=False, HIDE_VTD_REGS=False)
+
+
+def test_a_policy_sets_everything_and_is_named_when_everything_is_as_it_has_it():
+    changes = []
+    options = Options(Config(), lambda: changes.append(options.config))
+    assert options.policy.value == "bitvisor"
+    options.policy.value = "mended"
+    assert options.config == Config(PROFILE="mended")
+    assert (options.profile.value, options.switches["EARLY_PROTECTION"].value) == ("mended", True)
+    options.switches["EARLY_PROTECTION"].value = False
+    assert options.policy.value == OWN
+    options.switches["EARLY_PROTECTION"].value = True
+    assert options.policy.value == "mended"
+    options.policy.value = OWN
+    assert options.config == Config(PROFILE="mended")
+    assert [c.EARLY_PROTECTION for c in changes] == [True, False, True, True]
+
+
+def test_what_excludes_one_another_is_released_not_raised():
+    options = Options(Config(), lambda: None)
+    options.switches["DMAR_PASS_THROUGH"].value = True
+    assert options.config == Config(DMAR_PASS_THROUGH=True, VTD_TRANS=False)
+    assert options.switches["VTD_TRANS"].description == "VTD_TRANS=n"
+    options.switches["VTD_TRANS"].value = True
+    assert options.config == Config()
+    options.switches["TINYVISOR"].value = True
+    options.switches["DMAR_PASS_THROUGH"].value = True
+    assert (options.config.TINYVISOR, options.config.DMAR_PASS_THROUGH) == (False, True)
+
+
+@given(st.lists(st.tuples(st.sampled_from([*SWITCHES, *MORE, "policy", "profile", "map_end"]), st.integers(0, 7)), max_size=12))
+def test_whatever_is_pressed_controls_and_config_agree(pressed):
+    options = Options(Config(), lambda: None)
+    for name, number in pressed:
+        control = options.switches.get(name) or getattr(options, name)
+        control.value = bool(number & 1) if name in options.switches else control.options[number % len(control.options)]
+        for switch, button in options.switches.items():
+            assert (button.value, button.description[-1]) == (getattr(options.config, switch), "y" if button.value else "n")
+        assert (options.profile.value, options.map_end.value) == (options.config.PROFILE, options.config.IOMMU_MAP_END)
+
+
+def test_more_options_are_shown_when_wanted_and_what_is_set_there_is_told():
+    options = Options(Config(), lambda: None)
+    assert (options.more.description, options.hidden.layout.display) == ("More options", "none")
+    options.more.value = True
+    assert (options.more.description, options.hidden.layout.display) == ("Fewer options", "flex")
+    options.switches["NVME_DRIVER"].value = True
+    options.more.value = False
+    assert options.more.description == "More options (NVME_DRIVER=y)"
 
 
 # --- console
@@ -217,3 +268,18 @@ def test_a_core_that_panics_is_shown_as_far_as_it_came():
         bench.guest_console._received(bench.guest_console, {"kind": "command", "line": "help"}, [])
         assert "there is no guest" in bench.verdict.status.value
         bench.close()
+
+
+def test_a_second_guest_has_a_console_of_its_own(bench, machine):
+    assert bench.second_console not in bench._consoles.children
+    bench.controls.options.switches["TINYVISOR"].value = True
+    press(bench, "reboot")
+    assert bench._consoles.children == (bench.guest_console, bench.second_console, bench.vmm_console)
+    assert "lab: ready" in bench.second_console.text
+    bench.second_console._received(bench.second_console, {"kind": "command", "line": "peek 0x100000 4"}, [])
+    bench.wait()
+    assert "peek 0x100000 4" in bench.second_console.text
+    assert "peek 0x100000 4" not in bench.guest_console.text
+    bench.controls.options.switches["TINYVISOR"].value = False
+    press(bench, "reboot")
+    assert bench._consoles.children == (bench.guest_console, bench.vmm_console)

@@ -43,6 +43,8 @@ async function sharedSelection(model) {
   let waiting = false;
   return {
     now,
+    // Whether a kernel answers: none does in an exported page.
+    live: () => shared.comm_live !== false,
     choose(what) {
       shared.set({ ...CHOSEN, ...what });
       try { shared.save_changes(); } catch { /* no kernel: an exported page */ }
