@@ -543,6 +543,8 @@ def test_devices_that_cannot_be_given() -> None:
         assert machine.boot(Config(TINYVISOR=True, GUEST2_DEVICES="none", PROFILE="mended")).guests[1].devices == ()
     with pytest.raises(BadConfig, match="DMAR_PASS_THROUGH"):
         Config(TINYVISOR=True, VTD_TRANS=False, DMAR_PASS_THROUGH=True)
+    with pytest.raises(BadConfig, match="NVME_DRIVER=y .* needs TINYVISOR=n"):
+        Config(TINYVISOR=True).change(NVME_DRIVER=True)
 
 
 def test_functions_of_one_requester_id_stay_together() -> None:
