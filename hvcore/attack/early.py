@@ -29,9 +29,9 @@ _CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
 
 
 def start_card(pc: "Pc", size: int, device: str | None) -> None:
-    """Sets the machine's edu device, else its NVMe drive, to work; `size` is that of the core's region, which everybody can foretell.
+    """Sets the machine's first edu device and its NVMe drive to work; `size` is that of the core's region, which everybody can foretell.
 
-    `device` is `edu`, `nvme` or None for the first there is.  Where neither is, or the machine has no room for a core, nothing happens.
+    `device` is `edu` or `nvme` for that one only.  Where neither is, or the machine has no room for a core, nothing happens.
     """
     try:
         target = choose_region(read_e820(pc.memory), size) + Part.SECRET
@@ -40,7 +40,7 @@ def start_card(pc: "Pc", size: int, device: str | None) -> None:
     edus, drives = pc.root.find("edu"), pc.root.find("nvme")
     if edus and device != "nvme":
         _Card(pc, _registers(pc, edus[0].source), target).go()
-    elif drives and device != "edu":
+    if drives and device != "edu":
         start_drive(pc, _registers(pc, drives[0].source), target, PERIOD_NS, _PERIODS)
 
 

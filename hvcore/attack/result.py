@@ -56,6 +56,12 @@ class Blocked(Record):
     __repr__ = __str__
 
 
+def _shown(proof: object) -> str:
+    """What the attacker got, a line each; addresses in hex."""
+    items = proof.items() if isinstance(proof, dict) else ()
+    return "\n          ".join(f"{k}: {v:#x}" if isinstance(v, int) and v > 9 else f"{k}: {v}" for k, v in items)
+
+
 @dataclass(frozen=True, slots=True)
 class Changed:
     """Bytes [start, end) of the core's memory, host-physical, that are not what they were before; `part` names what lies there."""
@@ -93,7 +99,7 @@ class Attack(Record):
         Column("attack", lambda a: a.attack), Column("machine", lambda a: a.machine), Column("device", lambda a: a.device),
         Column("verdict", lambda a: a.verdict), Column("why", lambda a: a.why),
         Column("fault", lambda a: a.fault, lambda f: "" if f is None else str(f)),
-        Column("proof", lambda a: dict(a.proof), lambda p: ", ".join(f"{k} {v}" for k, v in p.items()) if isinstance(p, dict) else ""),
+        Column("proof", lambda a: dict(a.proof), _shown),
         Column("changed", lambda a: a.changed, lambda c: ", ".join(map(str, c)) if isinstance(c, tuple) else ""),
         Column("guest", lambda a: a.console, lambda c: "\n          ".join(c) if isinstance(c, tuple) else ""),
     )

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..machine.nvme import Nvme
 from ..spec.interrupts import DeliveryMode
+from ..spec.pci import format_bdf
 from ..vmm.storage.crypt import decrypt, first_encrypted
-from .scene import Scene, loot_address, mark_address
+from .scene import Scene, loot_addresses, mark_address
 
 __all__ = ["ATTACKS", "Scenario"]
 
@@ -21,9 +22,8 @@ _MARK = struct.Struct("<4Q")
 
 def _key_stolen(scene: Scene, console: str) -> Proof:
     """The key, where the bytes in the guest's memory are the core's."""
-    at = loot_address(console)
-    loot = scene.read(at, len(scene.key)) if at is not None else b""
-    return {"key": loot.hex(), "kept_at": at, **_disk_opened(scene, loot)} if loot == scene.key else {}
+    at = next((a for a in loot_addresses(console) if scene.read(a, len(scene.key)) == scene.key), None)
+    return {} if at is None else {"key": scene.read(at, len(scene.key)).hex(), "kept_at": at, **_disk_opened(scene, scene.key)}
 
 
 def _disk_opened(scene: Scene, key: bytes) -> Proof:
@@ -46,11 +46,12 @@ def _mark_left(scene: Scene, console: str) -> Proof:
 
 
 def _message_arrived(scene: Scene, _console: str) -> Proof:
-    """The first message that reached the processors as no core allowed it."""
-    forged = next((i for i in scene.interrupts() if i.delivery == DeliveryMode.INIT), None)
+    """The first message that reached the processors though no table entry allowed it, or as one that no guest may send."""
+    forged = next((i for i in scene.interrupts() if i.index is None or i.delivery == DeliveryMode.INIT), None)
     if forged is None:
         return {}
-    return {"address": forged.message[0], "data": forged.message[1], "source": forged.source, "delivery": "INIT",
+    kind = DeliveryMode(forged.delivery).name if forged.delivery in set(DeliveryMode) else f"reserved {forged.delivery}"
+    return {"address": forged.message[0], "data": forged.message[1], "by": format_bdf(forged.source), "delivery": kind,
             "destination": forged.destination}
 
 

@@ -17,7 +17,7 @@ from .result import Changed
 if TYPE_CHECKING:
     from ..machine.pc import Pc
 
-__all__ = ["Scene", "loot_address", "mark_address"]
+__all__ = ["Scene", "loot_addresses", "mark_address"]
 
 _SETTLED_DATA = ((Data.VMCB, Data.WAIT), (Data.CR3, Data.GPRS))
 """What of the data page no exit writes."""
@@ -93,10 +93,9 @@ class Scene:
             yield self.base + at + int(places[0]), self.base + at + int(places[-1]) + 1
 
 
-def loot_address(console: str) -> int | None:
-    """Where the guest says that it keeps what it stole (physical)."""
-    found = _LOOT.search(console)
-    return int(found[1], 16) if found else None
+def loot_addresses(console: str) -> list[int]:
+    """Where the guest says that it keeps what it stole (physical), device by device."""
+    return [int(found, 16) for found in _LOOT.findall(console)]
 
 
 def mark_address(console: str) -> int | None:

@@ -6,7 +6,7 @@
  */
 #include "lab.h"
 
-enum { ALIGN = 4 << 20, KEY = 32, TEXT_SIZE = 512, SPARE_TEXT = 0x800, PIECE = 256 };
+enum { ALIGN = 4 << 20, KEY = 32, TEXT_SIZE = 512, SPARE_TEXT = 0x800, PIECE = 256, ENGINES = 2 };
 enum { TEXT = 0x0000, DATA = 0x1000, VMCB = 0x2000, SECRET = 0x9000, DATA_VMCB = 0x00, DATA_N_CR3 = 0x60, VMCB_N_CR3 = 0xb0 };
 enum { PRESENT = 1, WRITE = 2, USER = 4, LARGE = 0x80, READ_WRITE = 3 };
 enum { CAP = 0x08, GCMD = 0x18, GSTS = 0x1c, RTADDR = 0x20, PMEN = 0x64 };
@@ -28,7 +28,7 @@ struct engine {
 
 static bool edu_message(u64 address, u32 data) { return edu_store(address, &data, sizeof(data)); }
 
-static const struct engine engines[] = {
+static const struct engine engines[ENGINES] = {
 	{ "edu", edu_present, edu_fetch, edu_store, edu_message, edu_source },
 	{ "nvme", nvme_present, nvme_fetch, nvme_store, nvme_message, nvme_source },
 };
@@ -39,7 +39,7 @@ struct mark {
 	u64 signature, cr3, hsave, count;
 };
 static struct mark mark __attribute__((aligned(64)));
-static u8 loot[KEY] __attribute__((aligned(64)));
+static u8 loots[ENGINES][KEY] __attribute__((aligned(64))), *loot = loots[0];
 static u8 text[TEXT_SIZE];
 static u64 own_tables[2][512] __attribute__((aligned(4096)));
 
@@ -311,11 +311,23 @@ static void forge_interrupt(void)
 	engine->message(MSI_ADDRESS, MSI_INIT);
 }
 
-/* A card that was at work before the core: what it holds now. */
+/* Cards that were at work before the core: what they hold now. */
 static void before_te(void)
 {
-	if (engine->fetch == edu_fetch ? edu_buffer(loot, KEY) : nvme_block(nvme.blocks - 2, loot, KEY))
-		say_loot("a device at work before the core");
+	const struct engine *only = engine;
+
+	for (unsigned i = 0; i < ENGINES; i++) {
+		engine = &engines[i];
+		loot = loots[i];
+		if ((only && only != engine) || !engine->find())
+			continue;
+		print("attack: what %s holds that was at work before the core:\n", engine->name);
+		if (engine->fetch == edu_fetch ? edu_buffer(loot, KEY) : nvme_block(nvme.blocks - 2, loot, KEY))
+			say_loot(engine->name);
+		else
+			print("attack: it does not hand it over\n");
+	}
+	loot = loots[0];
 }
 
 static const struct attack {
@@ -332,24 +344,46 @@ static const struct attack {
 	{ "before-te", before_te },
 };
 
-static bool find_engine(const char *name)
+/* Whether the device reaches the guest's own memory: one that does not is no weapon. */
+static bool works(const struct engine *e)
 {
-	for (unsigned i = 0; i < ARRAY_SIZE(engines); i++) {
-		engine = &engines[i];
-		if ((!name || equal(name, engine->name)) && engine->find())
-			return true;
+	static const u64 known = 0x123456789abcdef0;
+	u64 value = 0;
+
+	return e->find() && e->fetch((u64)&known, &value, sizeof(value)) && value == known;
+}
+
+/* The first device that works, else the first there is.  What a device holds is left as it is where it is not to be `tried`. */
+static bool find_engine(const char *name, bool tried)
+{
+	const struct engine *first = NULL;
+
+	engine = NULL;
+	for (unsigned i = ENGINES; i-- > 0;) {
+		const struct engine *e = &engines[i];
+
+		if ((name && !equal(name, e->name)) || !e->find())
+			continue;
+		first = e;
+		if (tried && works(e))
+			engine = e;
 	}
-	print("attack: no device for it%s%s\n", name ? ": " : "", name ? name : "");
-	return false;
+	if (!engine)
+		engine = first;
+	if (!engine)
+		print("attack: no device for it%s%s\n", name ? ": " : "", name ? name : "");
+	return engine;
 }
 
 void attack(const char *name, const char *device)
 {
-	memset(loot, 0, KEY);
+	memset(loots, 0, sizeof(loots));
 	for (unsigned i = 0; i < ARRAY_SIZE(attacks); i++) {
 		if (!equal(name, attacks[i].name))
 			continue;
-		if (find_engine(device) && find_core()) {
+		if (find_engine(device, attacks[i].run != before_te) && find_core()) {
+			if (!device && attacks[i].run == before_te)
+				engine = NULL; /* all of them */
 			attacks[i].run();
 			print("attack: %s is over\n", name);
 		}
