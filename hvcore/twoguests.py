@@ -1,6 +1,6 @@
 """Two guests on one machine, as the session runs them: each can die alone, and the other goes on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from . import outcome
@@ -35,7 +35,7 @@ class Resident:
         self.seat.cpu.stop(StopKind.REQUEST, why)
 
 
-class Residents(Sequence[Resident]):
+class Residents(Iterable[Resident]):
     """Both guests.  `panic` is told what the core cannot bear at an exit of either, `over` says whether the machine as a whole stops."""
 
     def __init__(self, pc: Pc, exits: tuple[Exits, Exits], panic: Callable[[str], None], over: Callable[[], bool]):
@@ -59,11 +59,8 @@ class Residents(Sequence[Resident]):
         except (Panic, Unreadable) as panic:
             self._panic(str(panic))
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        return self._all[index]
-
-    def __len__(self) -> int:
-        return len(self._all)
+    def __iter__(self) -> Iterator[Resident]:
+        return iter(self._all)
 
     def of(self, number: int) -> Resident:
         """Guest 1 or 2."""
