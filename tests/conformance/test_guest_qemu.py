@@ -120,6 +120,27 @@ def test_the_last_block_was_written(guest: Qemu, image: Path) -> None:
     assert data[:-512] == lab_blocks(SEED, 0, BLOCKS - 1).tobytes()
 
 
+def test_the_drive_reaches_any_memory(guest: Qemu, image: Path) -> None:
+    """QEMU's controller does with a driver's pointers what ours does; across a page, too."""
+    block = BLOCKS - 2
+    before = image.read_bytes()[512 * block:512 * block + 512]
+    assert guest.command(f"nvme load {block} {SCRATCH + 0x10F00:#x}") == f"nvme: block {block} read to {SCRATCH + 0x10F00:#x}\n"
+    assert _dumped(guest.command(f"peek {SCRATCH + 0x10F00:#x} 512")) == before
+    assert guest.command(f"poke {SCRATCH + 0x10F08:#x} 0x1122334455667788 8") == ""
+    assert guest.command(f"nvme dump {SCRATCH + 0x10F00:#x} {block}") == f"nvme: block {block} written from {SCRATCH + 0x10F00:#x}\n"
+    written = image.read_bytes()[512 * block:512 * block + 512]
+    assert written == before[:8] + struct.pack("<Q", 0x1122334455667788) + before[16:]
+    assert guest.command(f"poke {SCRATCH + 0x10F08:#x} {int.from_bytes(before[8:16], 'little'):#x} 8") == ""
+    assert guest.command(f"nvme dump {SCRATCH + 0x10F00:#x} {block}").startswith("nvme: block")
+    assert guest.command(f"nvme dump 0 {BLOCKS}") == "nvme: there is no such block\n"
+
+
+def test_where_no_core_is_nothing_is_attacked(guest: Qemu) -> None:
+    assert guest.command("attack steal-key") == "attack: no core answers\n"
+    assert guest.command("attack nonsense").startswith("attack: no attack nonsense; there are: steal-key overwrite-stub ")
+    assert guest.command("attack steal-key ahci") == "attack: no device for it: ahci\n"
+
+
 def test_peek_and_poke(guest: Qemu) -> None:
     assert guest.command(f"poke {SCRATCH:#x} 0x1122334455667788 8") == ""
     assert guest.command(f"poke {SCRATCH + 2:#x} 0xab 1") == ""

@@ -93,12 +93,12 @@ static bool store64(u64 address, u64 value, const char *what)
 	return store(address, &value, sizeof(value), what);
 }
 
-/* An exit to the core. */
-static void leave(void)
+/* An exit to the core; false where nobody answers. */
+static bool leave(void)
 {
 	u64 rax = 0;
 
-	try_vmmcall(&rax);
+	return try_vmmcall(&rax);
 }
 
 /* --- where the core is: behind the end of usable memory, in no entry; it reads 0 and keeps no write */
@@ -122,6 +122,10 @@ static bool hides(u64 address)
 static bool find_core(void)
 {
 	core = 0;
+	if (!leave()) {
+		print("attack: no core answers\n");
+		return false;
+	}
 	for (unsigned i = 0; i < boot.entries; i++) {
 		u64 end = (boot.e820[i].base + boot.e820[i].length + ALIGN - 1) & ~(ALIGN - 1ul);
 
