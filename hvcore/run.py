@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from . import outcome
-from .errors import BadTable, HvlabError, quoted
+from .errors import BadTable, HvlabError, Unreadable, quoted
 from .figures import attach, attach_differences
 from .guests import GuestView, Tenure, look_at, reached_by
 from .inspect.cached import CachedDomain, read_cached
@@ -49,10 +49,11 @@ from .spec.interrupts import INTERRUPT_REASONS
 from .spec.linuxboot import BOOT_PARAMS_SIZE, E820_ENTRIES, E820_MAX, E820_TABLE
 from .spec.paging import NESTED, PAGE
 from .spec.pci import format_bdf
+from .spec.svm import ControlArea
 from .twoguests import Resident, Residents
 from .vmm.config import Config
 from .vmm.core import Core
-from .vmm.layout import HEAP, Part, named_ranges
+from .vmm.layout import HEAP, Data, Part, named_ranges
 
 __all__ = ["Console", "Guest", "Run", "VmmMemory"]
 
@@ -294,8 +295,20 @@ class Run:
         region = None if vmm.base is None else (vmm.base, vmm.base + vmm.size)
         blank = None if vmm.base is None else vmm.base + Part.BLANK
         behind = {u.base: pc.topology.requesters(i) for i, u in enumerate(pc.units)}
-        return Subject(pc.memory, pc.units, region, blank, self._named_parts(), self._nested_root(),
-                       self._machine.description.host_address_width, lambda base: behind[base], *self._uncovered(), self.window, domains)
+        width, uncovered = self._machine.description.host_address_width, self._uncovered()
+        return Subject(pc.memory, pc.units, region, blank, self._named_parts(), self._nested_root(), width, lambda base: behind[base],
+                       *uncovered, self.window, self._second_guest(), domains)
+
+    def _second_guest(self) -> list[tuple[int, int]]:
+        """Nested root and blank page of the second guest (host-physical), where there is one whose VMCB can be read."""
+        second, memory = self.core.tiny.guest if self.core and self.core.tiny else None, self._machine.pc.memory
+        if second is None:
+            return []
+        try:
+            root = memory.read64(memory.read64(second.base + Part.DATA + Data.VMCB) + ControlArea.N_CR3)
+        except Unreadable:
+            return []
+        return [(root, second.base + Part.BLANK)]
 
     def _named_parts(self) -> list[tuple[str, int, int]]:
         """The parts of the core's memory, host-physical; none before it has one."""
@@ -310,7 +323,7 @@ class Run:
         topology = self._machine.pc.topology
         seen = dict.fromkeys((f.segment, topology.requester(f.segment, f.source)) for f in topology.functions)
         segments = dict.fromkeys(segment for segment, _ in seen)
-        first = {g: next((s for s in range(1 << 16) if (g, s) not in seen and topology.unit_index(g, s) is None), None) for g in segments}
+        first = {g: topology.first_uncovered(g, {source for segment, source in seen if segment == g}) for g in segments}
         named = [f"{format_bdf(s)} of segment {g}" for g, s in first.items() if s is not None]
         note = f"Not proved: a device that is plugged in at {', '.join(named)} or the like would be behind no unit." if named else ""
         return [known for known in seen if topology.unit_index(*known) is None], note

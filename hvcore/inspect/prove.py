@@ -28,7 +28,7 @@ from .proof import Claim, Counterexample, Proof
 from .reach import ATS, CONTEXT_CACHE, EVERYBODY, IOTLB, UNCOVERED, CachingUnit, Scans, UnitReach, Way, letters, of_runs, read_reach
 from .reader import MemoryReader
 from .runs import U64
-from .scan import TableScan, scan
+from .scan import scan
 from .targets import Pieces, Targets, reached_pages
 from .units import read_register
 from .walk import walk
@@ -59,7 +59,8 @@ class Subject:
     `region` is the core's half-open host-physical range (None: it has none yet), `blank` the page of it that the guest's CPU may read if it
     holds zeros, `parts` named ranges of the region, `nested_root` the guest's nested tables (None: no guest yet).  `requesters(base)` are
     the requester ids of known functions behind a unit, `uncovered` (segment, requester id) of those that no unit sees, `note` what the
-    proof leaves out, `openings` when its memory was open to devices.  `domains` were read a moment ago, which saves scanning them again.
+    proof leaves out, `openings` when its memory was open to devices.  `others` are (nested root, blank page) of further guests: the claims
+    are about their processors, too.  `domains` were read a moment ago, which saves scanning them again.
     """
 
     reader: MemoryReader
@@ -73,6 +74,7 @@ class Subject:
     uncovered: Sequence[tuple[int, int]] = ()
     note: str = ""
     openings: Sequence[Opening] = ()
+    others: Sequence[tuple[int, int | None]] = ()
     domains: Iterable[Domain] = field(default=())
 
 
@@ -91,7 +93,8 @@ class _Prover:
         scans = Scans(subject.reader, subject.domains)
         self.units = [read_reach(subject.reader, unit, subject.host_address_width, scans) for unit in subject.units]
         self.known = {u.unit.base: np.array(sorted(subject.requesters(u.unit.base)), np.int64) for u in self.units}
-        self.nested = None if subject.nested_root is None else scan(subject.reader, NESTED, subject.nested_root, 4)
+        roots = [root for root in (subject.nested_root, *(root for root, _ in subject.others)) if root is not None]
+        self.nested = [(root, scan(subject.reader, NESTED, root, 4)) for root in roots]
         self.core = Targets.of([(start, end)])
         self.owned = list(self._tables())
         self.tables = Targets.of([], [pages for _, pages in self.owned])
@@ -120,8 +123,8 @@ class _Prover:
             yield from u.tables
             yield from self._tables_of_interrupts(u)
             yield from self._queue(u)
-        if self.nested is not None:
-            yield "the guest's nested tables", self.nested.tables
+        for i, (_, found) in enumerate(self.nested):
+            yield f"{_guest(i)}'s nested tables", found.tables
 
     def _tables_of_interrupts(self, u: UnitReach) -> Iterator[tuple[str, U64]]:
         pages = interrupt_pages(u, self.subject.host_address_width)
@@ -264,36 +267,37 @@ class _Prover:
 
     # --- the guest's processor
 
-    def _cpu_way(self, found: TableScan) -> Way:
-        return Way("the nested tables", None, EVERYBODY[:0], *of_runs(found.runs))
-
     def _by_cpu(self, claim: str, targets: Targets, need: int, note: str = "") -> Claim:
-        if self.nested is None or self.subject.nested_root is None:
-            return Claim(claim, True, "there is no guest yet")
-        way = self._cpu_way(self.nested)
-        pieces = targets.reached(way, need)
-        if len(pieces.run):
-            pages, example = reached_pages([pieces]), self._cpu_example(way, pieces, self.subject.nested_root)
+        """What the processor of any guest reaches."""
+        ways = [Way("the nested tables", None, EVERYBODY[:0], *of_runs(found.runs)) for _, found in self.nested]
+        reached = [targets.reached(way, need) for way in ways]
+        if any(len(pieces.run) for pieces in reached):
+            pages, i = reached_pages(reached), next(i for i, pieces in enumerate(reached) if len(pieces.run))
+            example = self._cpu_example(i, ways[i], reached[i])
             return Claim(claim, False, f"{pages:,} of {targets.pages:,} pages are reached: {example.sentence}", example, pages)
-        if self.nested.truncated:
+        if any(found.truncated for _, found in self.nested):
             return Claim(claim, False, "not decided: the nested tables grant more runs than are read")
-        why = f"none of {len(self.nested.runs):,} runs of the nested tables leads to one of {targets.pages:,} pages{note}"
-        return Claim(claim, True, why)
+        if not self.nested:
+            return Claim(claim, True, "there is no guest yet")
+        runs = sum(len(found.runs) for _, found in self.nested)
+        return Claim(claim, True, f"none of {runs:,} runs of the nested tables leads to one of {targets.pages:,} pages{note}")
 
-    def _cpu_example(self, way: Way, pieces: Pieces, root: int) -> Counterexample:
+    def _cpu_example(self, number: int, way: Way, pieces: Pieces) -> Counterexample:
         i = int(np.argmin(pieces.low))
         run, host = int(pieces.run[i]), int(pieces.low[i])
         guest = host - int(way.offset[run])
-        found = walk(self.reader, NESTED, root, 4, guest)
-        return Counterexample("the guest's processor", way.how, None, None, guest, host - host % PAGE, found.rights, self.lies(host), found)
+        found = walk(self.reader, NESTED, self.nested[number][0], 4, guest)
+        who = f"{_guest(number)}'s processor"
+        return Counterexample(who, way.how, None, None, guest, host - host % PAGE, found.rights, self.lies(host), found)
 
     def _blank_only(self) -> Claim:
-        claim = "The guest's processor can read nothing of the core's memory but a page of zeros."
-        blank, targets = self.subject.blank, self.core
-        words, readable = self.reader.tables(np.array([blank or 0], np.uint64))
-        if blank is None or not readable[0] or words.any():
-            return self._by_cpu(claim, targets, R)
-        return self._by_cpu(claim, targets.without(blank, blank + PAGE), R, f"; the page at {blank:#x} may be read and holds zeros")
+        """Each guest's blank page may be read as long as it holds zeros."""
+        claim, targets, note = "The guest's processor can read nothing of the core's memory but a page of zeros.", self.core, ""
+        for blank in (self.subject.blank, *(blank for _, blank in self.subject.others)):
+            words, readable = self.reader.tables(np.array([blank or 0], np.uint64))
+            if blank is not None and readable[0] and not words.any():
+                targets, note = targets.without(blank, blank + PAGE), f"{note}; the page at {blank:#x} may be read and holds zeros"
+        return self._by_cpu(claim, targets, R, note)
 
     def _registers_by_cpu(self) -> Claim:
         claim = "The guest's processor cannot reach the registers of a unit that translates or remaps interrupts."
@@ -301,6 +305,11 @@ class _Prover:
         if not on:
             return Claim(claim, True, "no unit does: there is nothing that the guest could switch off")
         return self._by_cpu(claim, Targets.of([], [self._register_pages(on)]), R | W)
+
+
+def _guest(number: int) -> str:
+    """A guest by its number from 0, of which the first is `the guest`."""
+    return f"guest {number + 1}" if number else "the guest"
 
 
 def _register_bytes(u: UnitReach) -> int:

@@ -1,6 +1,6 @@
 """Which remapping unit sees a function's DMA, as the wiring of the machine decides it (VT-d 4.1, section 8.3)."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from ..spec.dmar import Dmar, Scope, ScopeType
@@ -90,6 +90,12 @@ class Topology:
             return named
         bridged = self._by_bus.get((segment, split_bdf(source)[0]))
         return bridged[1] if bridged else self._rest.get(segment)
+
+    def first_uncovered(self, segment: int, known: Container[int] = ()) -> int | None:
+        """The lowest requester id, of those that are not `known`, that no unit covers; None where units cover all of the segment."""
+        if segment in self._rest:
+            return None
+        return next((s for s in range(1 << 16) if s not in known and self.unit_index(segment, s) is None), None)
 
     def requester(self, segment: int, source: int) -> int:
         """The requester id that a unit sees of function `source`: its own, or what the topmost bridge that replaces it puts there."""

@@ -447,6 +447,25 @@ def test_one_nested_entry_that_grants_a_table_is_found(machine):
     assert told.lies.startswith("second-level tables")
 
 
+def test_a_second_guest_is_held_to_the_same_claims(machine):
+    """Its own nested tables are walked, and are tables that nobody may reach."""
+    run = machine.boot(Config(PROFILE="mended", TINYVISOR=True))
+    memory, second = machine.pc.memory, machine.core.tiny.guest
+    assert not verdicts(run.proof) - {FORGES}
+    root = memory.read64(second.base + Part.VMCB + 0xB0)
+    leaf = walk(memory, NESTED, root, 4, 0).steps[-1]
+    assert leaf.level == 2
+    before, _ = memory.read64(leaf.entry), memory.write64(leaf.entry, run.vmm.base | 0x87)
+    claim = run.proof.claims[CPU_WRITES]
+    assert (claim.counterexample.who, claim.counterexample.host, claim.counterexample.address) == ("guest 2's processor", run.vmm.base, 0)
+    assert claim.pages == 512 and not run.proof.claims[CPU_READS].holds
+    memory.write64(leaf.entry, before)
+    granted = next(s.address for s in run.what_if(run.domains[0].devices[0], root).steps if s.what.startswith("level 1"))
+    memory.write64(granted, root | 2)
+    told = run.proof.claims[TABLES_WRITTEN].counterexample
+    assert (told.host, told.lies) == (root, "guest 2's nested tables")
+
+
 def test_a_machine_before_its_core_has_memory():
     with Machine.load("q35-2g") as m:
         m.boot(Config(VTD_TRANS=True, VMM_SIZE_MIB=3072))
