@@ -54,7 +54,7 @@ def carry_out(memory: Memory, vmcb: Vmcb, trap: Trap, address: int) -> str | Non
     instruction = next(_decoder().disasm(code_at_rip(memory, vmcb), 0, 1), None)
     if instruction is None:
         return "its instruction cannot be decoded"
-    if instruction.mnemonic not in _LOADS or len(instruction.operands) != 2:
+    if not _is_move(instruction):
         return f"`{instruction.mnemonic} {instruction.op_str}` is no instruction that is carried out for registers"
     target, source = instruction.operands
     if target.type == _memory_operand():
@@ -66,6 +66,14 @@ def carry_out(memory: Memory, vmcb: Vmcb, trap: Trap, address: int) -> str | Non
         _store(vmcb, instruction.reg_name(target.reg), target.size, value)
     vmcb.skip(instruction.size)
     return None
+
+
+def _is_move(instruction: Any) -> bool:
+    """Whether it moves a value between memory and a general register, or a number to memory."""
+    kinds = [operand.type for operand in instruction.operands]
+    named = [instruction.reg_name(operand.reg) for operand in instruction.operands if operand.type == 1]
+    return (instruction.mnemonic in _LOADS and len(kinds) == 2 and kinds.count(_memory_operand()) == 1
+            and all(name in _NUMBERS for name in named))
 
 
 @cache

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import acpi, devices, inspect, requests, sources, unit, whole
+from . import acpi, attacks, devices, inspect, requests, sources, unit, whole
 
 __all__ = ["TARGETS", "Target"]
 
@@ -26,11 +26,13 @@ class Target:
 
 
 _SHARES = {"unit": 5.0, "arrays": 2.0, "live": 3.0, "dmar": 2.0, "log": 2.0, "folder": 2.0, "lists": 2.0, "toml": 2.0, "options": 0.3,
-           "madt": 0.5, "mcfg": 0.5, "maps": 0.5, "core-dmar": 0.5, "boot": 3.0, "monitor": 3.0}
+           "madt": 0.5, "mcfg": 0.5, "maps": 0.5, "core-dmar": 0.5, "boot": 3.0, "monitor": 3.0,
+           "attack-code": 3.0, "attack-program": 3.0}
 
 
 TARGETS: dict[str, Target] = {
     **{name: Target(run, share=_SHARES.get(name, 1.0)) for module in (acpi, sources, inspect, requests, unit, devices)
        for name, run in module.TARGETS.items()},
-    **{name: Target(run, limit=60, space=3 << 20, share=_SHARES[name], smoke=4) for name, run in whole.TARGETS.items()},
+    **{name: Target(run, limit=60, space=3 << 20, share=_SHARES[name], smoke=4)
+       for module in (whole, attacks) for name, run in module.TARGETS.items()},
 }
