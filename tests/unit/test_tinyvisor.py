@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hvcore import Config, Machine, Run
@@ -255,7 +255,7 @@ def test_domains_have_no_byte_in_common(name: str) -> None:
 BEHIND = ("02:04.0", "03:00.0", "04:05.0", "05:06.0", "00:02.0", "00:1f.0")
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, phases=[Phase.generate])
 @given(st.sets(st.sampled_from(BEHIND), min_size=1), st.sampled_from(["mended", "bitvisor"]), st.integers(0, (1 << 39) - 1))
 def test_a_requester_is_its_owners(names: set[str], profile: str, somewhere: int) -> None:
     """Whatever is given to guest 2: what each function's DMA reaches under the id that the unit sees is in its owner's RAM only."""
