@@ -13,11 +13,11 @@ import numpy as np
 from ..spec import vtd
 from ..spec.paging import PAGE, PagingFormat
 from ..spec.vtd import TranslationType
-from .domains import BUDGET, Context, Domain, context_problem, unit_format
+from .domains import Context, Domain, context_problem, unit_format
 from .explain import protected_regions
 from .reader import MemoryReader, UnitFacts
 from .runs import I64, U8, U64, Runs
-from .scan import LIMIT, MAX_LEVELS, TableScan, scan
+from .scan import MAX_LEVELS, TableScan, scan
 from .units import Unit, read_unit
 
 __all__ = ["ATS", "CONTEXT_CACHE", "EVERYBODY", "IOTLB", "OFF", "PASSES", "TABLES", "UNCOVERED", "CachingUnit", "Scans", "UnitReach", "Way",
@@ -31,7 +31,8 @@ EVERYBODY = np.arange(1 << 16)
 """All requester ids."""
 _END = 1 << 62
 """Where an address space ends that is passed through: beyond every memory, and within signed 64 bits."""
-_LEAST_COST = 1 << 14
+_MOST_RUNS, _LEAST_COST = 1 << 20, 1 << 14
+"""Runs of a scan that nobody has made before, and the least that a scan counts, of four times as many in all."""
 
 
 class CachedContext(Protocol):
@@ -182,7 +183,7 @@ class Scans:
     """Scans of second-level tables, each table once; those of domains that were read before are taken over."""
 
     def __init__(self, reader: MemoryReader, domains: Iterable[Domain] = ()):
-        self.reader, self.left = reader, BUDGET
+        self.reader, self.left = reader, 4 * _MOST_RUNS
         self.done: dict[tuple[int | None, int, int], Scanned] = {}
         for d in domains:
             if (len(d.tables) or d.unreadable) and not d.truncated:
@@ -194,7 +195,7 @@ class Scans:
         if key not in self.done:
             if self.left <= 0 or levels > MAX_LEVELS:
                 return None
-            new: TableScan = scan(self.reader, fmt, root, levels, min(LIMIT, self.left))
+            new: TableScan = scan(self.reader, fmt, root, levels, min(_MOST_RUNS, self.left))
             self.left -= max(_LEAST_COST, len(new.runs) + len(new.unreadable) + new.table_pages)
             self.done[key] = Scanned(new.runs, new.tables, new.scanned_to if new.truncated else _END)
         return self.done[key]
