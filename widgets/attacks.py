@@ -1,7 +1,7 @@
 """The tab of attacks: one of them on the live guest, and all of them under every policy on a machine apart."""
 
-import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import ipywidgets as ipw
@@ -10,9 +10,10 @@ import traitlets
 from hvcore import Machine
 from hvcore.attack import ATTACKS, Attack
 from hvcore.attack.run import DEVICES
+from hvcore.inspect.matrix import Matrix
 from hvcore.inspect.records import html_table
 from hvcore.vmm.config import POLICIES, Config
-from hvcore.worker import Listener, Worker
+from hvcore.worker import Worker
 
 from .drawing import Figure
 from .evidence import attack_words, brief, choice_of, evidence_html, wire_attack
@@ -74,25 +75,6 @@ class AttackView(View):
         return Figure(self.label, words, "", table + evidence_html(self.result))
 
 
-class _Ear(Listener):
-    """What the matrix's worker tells."""
-
-    def __init__(self, attacks: "Attacks"):
-        self._attacks = weakref.ref(attacks)
-
-    def finished(self, machine: Machine | None, result: Any) -> None:
-        if machine is not None:
-            machine.close()
-        if attacks := self._attacks():
-            attacks.grid.end("" if len(result) == attacks.grid.whole else "Stopped.")
-
-    def failed(self, machine: Machine | None, error: BaseException) -> None:
-        if machine is not None:
-            machine.close()
-        if attacks := self._attacks():
-            attacks.grid.end(f"It came to an end: {error}.")
-
-
 class Attacks(ipw.VBox):
     """One attack on the machine that `machine()` is, and the grid of all, on a machine of its own made from the same description.
 
@@ -119,8 +101,19 @@ class Attacks(ipw.VBox):
         """Begins the grid anew, with these policies and attacks."""
         machine = Machine(self._machine().description)
         self.grid.begin(machine.name, policies, attacks)
-        self._worker = self._worker or Worker(_Ear(self))
-        self._worker.matrix(machine, self.grid.add, self.grid.tell, policies, attacks)
+        self._worker = self._worker or Worker()
+        future = self._worker.matrix(machine, self.grid.add, self.grid.tell, policies, attacks)
+        future.add_done_callback(lambda done: self._ended(done, machine))
+
+    def _ended(self, done: "Future[Matrix]", machine: Machine) -> None:
+        """The grid is done, was stopped, or was stopped before it began."""
+        machine.close()
+        if done.cancelled():
+            self.grid.end("Stopped.")
+        elif error := done.exception():
+            self.grid.end(f"It came to an end: {error}.")
+        else:
+            self.grid.end("" if len(done.result()) == self.grid.whole else "Stopped.")
 
     def wait(self) -> None:
         """Returns when the grid is done."""

@@ -23,9 +23,10 @@ VERDICT_FILLS = {"blocked": Fill("blocked", "#56B4E9"), "succeeded": Fill("succe
                  "not tried": Fill("not tried", "#DDDDDD", ".")}
 """Of a picture; each has a sign and its word, too."""
 _STOLEN = re.compile(r"attack: \d+ bytes at (0x[0-9a-f]+) by")
-_NAMES = {"key": "the core's key, as the attacker has it", "kept_at": "where it keeps it", "mark": "what its code wrote",
-          "host_cr3": "the core's CR3, which only host mode can tell", "vm_hsave_pa": "the core's VM_HSAVE_PA, likewise",
-          "times_run": "times it ran", "address": "the message's address", "data": "its data", "source": "its sender",
+_NAMES = {"key": "the core's key, as the attacker has it", "kept_at": "where it keeps it", "opens": "what it opens",
+          "mark": "what its code wrote", "host_cr3": "the core's CR3, which only host mode can tell",
+          "vm_hsave_pa": "the core's VM_HSAVE_PA, likewise",
+          "times_run": "times it ran", "address": "the message's address", "data": "its data", "by": "its sender",
           "delivery": "what it asks for", "destination": "for the processor"}
 """What the parts of a proof are."""
 
@@ -68,9 +69,8 @@ def choice_of(result: Attack) -> tuple[dict[str, Any] | None, str]:
     if result.changed:
         first = result.changed[0]
         return {"address": first.start} | device, f"{first.start:#x}, which was changed"
-    if "source" in proof and "address" in proof:
-        return ({"address": proof["address"], "space": "iova", "device": proof["source"]},
-                f"{format_bdf(proof['source'])}'s message to {proof['address']:#x}")
+    if "address" in proof:
+        return {"address": proof["address"], "space": "iova"} | device, f"{result.device}'s message to {proof['address']:#x}"
     stolen = [found for line in result.console if (found := _STOLEN.match(line))] if proof else []
     if stolen:
         return {"address": int(stolen[-1][1], 16)} | device, f"{stolen[-1][1]}, what was stolen"
@@ -87,8 +87,6 @@ def wire_attack(result: Attack) -> dict[str, Any]:
 
 
 def _shown(name: str, value: Any) -> str:
-    if name == "source":
-        return format_bdf(value)
     return hex_address(value) if isinstance(value, int) and name not in ("times_run", "destination") else str(value)
 
 

@@ -106,7 +106,7 @@ def _wire(claim: Claim) -> dict[str, Any]:
 def _wire_example(example: Counterexample) -> dict[str, Any]:
     facts = [["who", example.who], ["asks for", f"{example.address:#x}"], ["through", f"unit {example.unit:#x}" if example.unit else ""],
              ["let through by", example.how], ["reaches", "" if example.host is None else f"the page at {example.host:#x}"],
-             ["where lies", example.lies], ["rights", example.rights], ["note", example.note]]
+             ["what lies there", example.lies], ["rights", example.rights], ["note", example.note]]
     return {"facts": [f for f in facts if f[1]], "choice": wire_choice(counter_choice(example)), "steps": _steps(example.walk)}
 
 
