@@ -14,13 +14,13 @@ from hvcore.machine.vtd.walk import Step, Walk
 from hvcore.run import Run
 from hvcore.spec import dmar
 from hvcore.spec.e820 import E820Entry
-from hvcore.spec.pci import format_bdf, parse_bdf
+from hvcore.spec.pci import format_bdf
 from hvcore.spec.vtd import SP, R
 
-from .exercises_attacks import ATTACK_EXERCISES
-from .finding import EDU, NOT_ANSWERED, RIGHT, Finding, are_commands, booted, found, is_number, vmm_range
+from .exercises_attacks import ATTACK_EXERCISES, crime_scene
+from .finding import EDU, NOT_ANSWERED, RIGHT, Finding, are_commands, booted, found, is_number, requester, vmm_range
 
-__all__ = ["EXERCISES", "NOT_ANSWERED", "RIGHT", "WALK_IOVA", "WALK_SOURCE", "Finding", "broken_machine", "examine"]
+__all__ = ["EXERCISES", "NOT_ANSWERED", "RIGHT", "WALK_IOVA", "WALK_SOURCE", "Finding", "broken_machine", "crime_scene", "examine"]
 
 MIB, GIB = 1 << 20, 1 << 30
 WALK_SOURCE, WALK_IOVA = 0x0100, 0x1234_5678
@@ -47,16 +47,6 @@ def _open(answer: Any) -> bool:
     return any(part is ... or part is None for part in parts)
 
 
-def _source(answer: Any) -> int | None:
-    """A requester id from a number or from `00:02.0`; None for what is neither."""
-    if not isinstance(answer, str):
-        return answer if is_number(answer) else None
-    try:
-        return parse_bdf(answer)[1]
-    except ValueError:
-        return None
-
-
 def _unit(machine: Machine, source: int) -> RemappingUnit | None:
     index = machine.pc.topology.unit_index(0, source)
     return None if index is None else machine.pc.units[index]
@@ -65,7 +55,7 @@ def _unit(machine: Machine, source: int) -> RemappingUnit | None:
 # --- 1: what the IOMMU is
 
 def _stopped(answer: Any, m: Machine) -> Finding:
-    source = _source(answer)
+    source = requester(answer)
     if source is None:
         return found("no id")
     run = m.run
@@ -152,7 +142,7 @@ def _covering(answer: Any, m: Machine) -> Finding:
     if not isinstance(answer, dict):
         return found("no dict")
     for name, base in answer.items():
-        source = _source(name)
+        source = requester(name)
         unit = None if source is None else _unit(m, source)
         if unit is None:
             return found("no device", source=name)

@@ -5,12 +5,16 @@ from typing import Any
 
 from hvcore import Config, Machine
 from hvcore.errors import HvlabError
+from hvcore.inspect.walk import Walk, walk
 from hvcore.run import Run
+from hvcore.spec.paging import NESTED
+from hvcore.spec.pci import format_bdf
+from hvcore.vmm.config import SWITCHES
 from hvcore.vmm.layout import SECRET_SIZE, Part
 
-from .finding import EDU, RIGHT, Finding, are_commands, booted, found, is_number, vmm_range
+from .finding import EDU, RIGHT, Finding, are_commands, booted, found, is_number, requester, vmm_range
 
-__all__ = ["ATTACK_EXERCISES"]
+__all__ = ["ATTACK_EXERCISES", "crime_scene"]
 
 _OFF = Config(VTD_TRANS=False)
 
@@ -115,9 +119,89 @@ def _carried(m: Machine, run: Run, key: bytes, at: int) -> Finding:
     return found("on the disk" if taken else "not taken", at=at)
 
 
+# --- 8: policies and proof
+
+_LEFT = ("clear-te", "before-te", "forge-interrupt")
+"""What domain 0 alone does not stop."""
+
+
+def _mends(answer: Any) -> Finding:
+    if not isinstance(answer, dict) or set(answer) != set(_LEFT):
+        return found("no dict")
+    base = Config(IOMMU_MAP_END="ram")
+    with Machine.load("q35-6g-intremap") as m:
+        for attack, option in answer.items():
+            if option not in SWITCHES:
+                return found("no option", option=repr(option))
+            verdict = m.attack(attack, base.change(**{option: True})).verdict
+            if verdict != "blocked":
+                return found("not stopped", attack=attack, option=option, verdict=verdict)
+    return found(RIGHT)
+
+
+def _hole(answer: Any) -> Finding:
+    if not isinstance(answer, tuple) or len(answer) != 2 or not all(map(is_number, answer)) or not all(0 <= n < 1 << 64 for n in answer):
+        return found("no pair")
+    at, value = answer
+    with booted("q35-6g-intremap", Config(PROFILE="mended")) as (m, run):
+        if at % 8 or not m.pc.memory.backed(at, 8):
+            return found("no word", at=at)
+        m.pc.memory.write64(at, value)
+        broken = next((c for c in run.proof.claims if not c.holds), None)
+        if broken is None:
+            return found("no hole", at=at)
+        caught = _caught(m)
+        said = broken.counterexample.sentence if broken.counterexample else broken.why
+        return found("caught", attack=caught) if caught else found(RIGHT, claim=broken.claim, said=said)
+
+
+def _caught(m: Machine) -> str | None:
+    """The first attack on the guest that waits which gets somewhere."""
+    for name, scenario in m.attacks.items():
+        if not scenario.early:
+            result = m.attack(name)
+            if result.verdict != "blocked" or result.changed:
+                return name
+    return None
+
+
+def crime_scene() -> Machine:
+    """A machine that has booted without VTD_TRANS, on which two devices have written into the nested tables since; one did harm."""
+    m = Machine.load("q35-6g")
+    run = m.boot(_OFF)
+    core, memory = vmm_range(run).start, m.pc.memory
+    root = run.core.nested_root() if run.core else None
+    assert root is not None
+    entry = walk(memory, NESTED, root, 4, core).steps[-2].entry
+    block = (entry & ~0x1FF) + 0x200
+    copy, harm = 0x400_0000, 10
+    for line in (f"nvme dump {block:#x} 200", f"nvme load 200 {copy:#x}", f"poke {copy + 8 * harm:#x} {core | 0x87:#x} 8",
+                 f"nvme dump {copy:#x} 201", f"nvme load 201 {block:#x}", f"dma w {entry:#x} 8 {memory.read64(entry):#x}"):
+        run.guest.command(line)
+    return m
+
+
+def _culprit(answer: Any, m: Machine) -> Finding:
+    if not isinstance(answer, tuple) or len(answer) != 2 or not is_number(answer[0]) or (source := requester(answer[1])) is None:
+        return found("no pair")
+    run = m.run
+    assert run is not None
+    example = run.proof.claim("processor cannot write the core's memory").counterexample
+    way = [step.entry for step in example.walk.steps] if example and isinstance(example.walk, Walk) else []
+    if answer[0] not in way:
+        return found("not the way", at=answer[0])
+    writer = run.who_wrote(answer[0])[0]
+    if writer.writer != "dma":
+        return found("not by a device", at=answer[0])
+    return found(RIGHT if writer.who == format_bdf(source) else "other device", at=answer[0], source=format_bdf(source))
+
+
 ATTACK_EXERCISES: dict[str, tuple[bool, Callable[..., Finding]]] = {
     "07-find": (False, _find),
     "07-open": (False, _open),
     "07-drive": (False, _drive),
+    "08-mends": (False, _mends),
+    "08-hole": (False, _hole),
+    "08-culprit": (True, _culprit),
 }
 """By name, as `EXERCISES` has them."""

@@ -7,8 +7,9 @@ from typing import Any
 
 from hvcore import Config, Machine
 from hvcore.run import Run
+from hvcore.spec.pci import parse_bdf
 
-__all__ = ["EDU", "NOT_ANSWERED", "RIGHT", "Finding", "are_commands", "booted", "found", "is_number", "vmm_range"]
+__all__ = ["EDU", "NOT_ANSWERED", "RIGHT", "Finding", "are_commands", "booted", "found", "is_number", "requester", "vmm_range"]
 
 RIGHT, NOT_ANSWERED = "right", "not answered"
 EDU = 0x0018
@@ -44,6 +45,16 @@ def is_number(answer: Any) -> bool:
 def are_commands(answer: Any) -> bool:
     """Whether it is a list of few enough commands for the guest."""
     return isinstance(answer, (list, tuple)) and all(isinstance(c, str) for c in answer) and len(answer) <= _MOST_COMMANDS
+
+
+def requester(answer: Any) -> int | None:
+    """A requester id from a number or from `00:02.0`; None for what is neither."""
+    if not isinstance(answer, str):
+        return answer if is_number(answer) else None
+    try:
+        return parse_bdf(answer)[1]
+    except ValueError:
+        return None
 
 
 def vmm_range(run: Run) -> range:

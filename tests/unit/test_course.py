@@ -9,7 +9,7 @@ import pytest
 from hvcore import Config, Machine
 from hvcore.errors import HvlabError
 from widgets.course import Card, Course, Predict, check
-from widgets.exercises import EXERCISES, RIGHT, broken_machine, examine
+from widgets.exercises import EXERCISES, RIGHT, broken_machine, crime_scene, examine
 from widgets.hints import LANGUAGES, hints, more, said
 
 VMM = 0x77C00000
@@ -283,6 +283,54 @@ def test_the_nested_entry_that_shows_the_key(answer, found):
     ((["crash", "help"], 0), "crash"), (("nvme", 0), "no commands"), (["nvme dump 0x77c09000 100"], "no commands")])
 def test_the_key_by_the_drive(answer, found):
     assert key("07-drive", answer) == found
+
+
+def mends(**changed: str) -> dict[str, str]:
+    right = {"clear-te": "HIDE_VTD_REGS", "before-te": "EARLY_PROTECTION", "forge-interrupt": "INTERRUPT_REMAPPING"}
+    return right | {name.replace("_", "-"): option for name, option in changed.items()}
+
+
+@pytest.mark.parametrize(("answer", "found"), [
+    (mends(), RIGHT), (mends(clear_te="EARLY_PROTECTION"), "not stopped"), (mends(before_te="HIDE_VTD_REGS"), "not stopped"),
+    (mends(forge_interrupt="VTD_TRANS"), "not stopped"), (mends(forge_interrupt="PROFILE"), "no option"),
+    (mends(steal_key="VTD_TRANS"), "no dict"), ("HIDE_VTD_REGS", "no dict")])
+def test_which_option_stops_which_attack(answer, found):
+    assert key("08-mends", answer) == found
+
+
+@pytest.fixture(scope="module")
+def mended() -> Iterator[Machine]:
+    with Machine.load("q35-6g-intremap") as machine:
+        machine.boot(Config(PROFILE="mended"))
+        yield machine
+
+
+@pytest.mark.parametrize(("part", "rights", "found"), [
+    (0x5000, 3, RIGHT), (0x5000, 1, RIGHT), (0x5000, 0, "no hole"), (0x9000, 1, "caught"), (0x2000, 2, "caught")])
+def test_a_hole_that_no_attack_finds(mended, part, rights, found):
+    entry = mended.pc.units[0].walk(0x18, VMM + part).steps[-1]
+    assert key("08-hole", (entry.address, entry.entry | rights)) == found
+
+
+@pytest.mark.parametrize(("answer", "found"), [
+    ((0x500_0000, 7), "no hole"), ((0x500_0001, 7), "no word"), ((0x9000_0000, 7), "no word"), ((0, -1), "no pair"), (VMM, "no pair")])
+def test_what_is_no_hole(answer, found):
+    assert key("08-hole", answer) == found
+
+
+def test_who_opened_the_hypervisor():
+    with crime_scene() as scene:
+        assert scene.run is not None
+        claims = scene.run.proof.claims
+        assert [c.holds for c in claims if "guest's processor cannot write the core's memory" in c.claim] == [False]
+        root, upper, entry = (s.entry for s in scene.run.proof.claim("cannot write the core's memory").counterexample.walk.steps)
+        harmless = (entry & ~0x1FF) - 0x10
+        answers = {(entry, "00:02.0"): RIGHT, (entry, 0x10): RIGHT, (entry, "00:03.0"): "other device",
+                   (upper, "00:02.0"): "not by a device", (root, "00:03.0"): "not by a device", (harmless, "00:03.0"): "not the way",
+                   ("x", "00:02.0"): "no pair", (entry, "nvme"): "no pair"}
+        assert {answer: key("08-culprit", answer, scene) for answer in answers} == answers
+        assert [scene.run.who_wrote(at)[0].who for at in (entry, harmless)] == ["00:02.0", "00:03.0"]
+        assert key("08-culprit", entry, scene) == "no pair"
 
 
 # --- what is said
