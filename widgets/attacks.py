@@ -54,7 +54,8 @@ class AttackView(View):
     def show(self, result: Attack) -> None:
         """Shows a result, and chooses what it is about."""
         with self.hold_sync():
-            self.result, self.said = wire_attack(result), f"{result.attack}: {result.verdict}. The views show the machine after it."
+            after = ". The views show the machine after it." if self.takes else ""
+            self.result, self.said = wire_attack(result), f"{result.attack}: {result.verdict}{after}"
             self.of = brief(Config(**result.config))
         choice, _ = choice_of(result)
         if choice:

@@ -281,8 +281,9 @@ class Workbench(ipw.VBox):
     def html(self) -> str:
         """Everything that is shown, without a kernel."""
         head = f"<h3>{html.escape(self.machine.name)}</h3><p><code>{html.escape(str(self.run.config))}</code></p>{self.verdict.html}"
-        parts = [view.figure.html for view in (self.e820, self.graph, self.pages, self.faults)]
-        return "".join([head, *parts, self.guest_console.html, self.vmm_console.html])
+        views = [self.e820, self.graph, self.pages, self.faults, *([self.attacks.grid] if self.attacks.grid.cells else []),
+                 *([self.proof] if self.proof.claims else [])]
+        return "".join([head, *(view.figure.html for view in views), *(console.html for console in self._consoles.children)])
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         return (super()._repr_mimebundle_(**options) or {}) | {"text/html": self.html, "text/plain": repr(self.run)}

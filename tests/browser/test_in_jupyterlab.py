@@ -31,7 +31,8 @@ machine.boot(Config(VTD_TRANS=False), guest=endless, watch=stop)
 Workbench(machine)
 """
 """A guest that counts for ever (inc rax; jmp), stopped."""
-TABS = ("Walk, step by step", "DMA requests", "Protection window", "Registers", "Permission runs", "Before and after", "Instructions")
+TABS = ("Walk, step by step", "Attacks", "Proof", "DMA requests", "Protection window", "Registers", "Permission runs",
+        "Before and after", "Instructions")
 # What has the focus: its name, whether it is the workbench's, whether its outline is seen; buttons that do nothing now have none.
 FOCUSED = """() => {
     const e = document.activeElement, style = getComputedStyle(e), box = e.getBoundingClientRect();

@@ -175,6 +175,7 @@ def test_a_booted_machine_tells_its_window():
     with Machine.load("nvme-desktop-16g") as machine:
         run = machine.boot(Config(VTD_TRANS=True))
         figure = run.history.figure(axis="time")
+        assert {o.ended for o in run.window} == {"TE on"}
         opened = machine.boot(Config(VTD_TRANS=False)).history.figure()
         kept = run.history.figure(axis="time")
     for unit in figure.alt.split("; "):
@@ -196,5 +197,6 @@ def test_early_protection_closes_the_window_before_there_is_a_core():
     assert "from TE on to SRTP: nothing: the root table was empty" in figure.alt
     assert "since SRTP: tables of domain 0: 7.88 GiB, nothing of the VMM's memory" in figure.alt
     assert not hidden
+    assert len(run.window) == 0
     with Machine.load("nvme-desktop-16g") as machine:
         assert "never open to devices once its code and key lay in it. unit" in machine.boot(Config(PROFILE="mended")).history.figure().alt
