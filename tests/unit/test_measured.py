@@ -1,6 +1,6 @@
 """What was measured on the real BitVisor (built with VTD_TRANS, run on QEMU's VT-d) comes out of our core, too.
 
-Not its own NVMe and e1000 drivers, which the core has not.
+Not its e1000 driver, which the core has not.
 """
 
 import itertools
@@ -173,6 +173,20 @@ def test_hidden_registers_cannot_be_reached(six):
     assert six.pc.units[0].peek(0x1C, 4) == 0xC0000000
     assert blocked(run, f"dma r {VMM[0]:#x} 16")
     assert run.outcome == "disk-lost"
+
+
+def test_its_own_nvme_driver_does_not_work_with_it(six):
+    """The shadow queue lies in the hole: reason 6, then a panic.  Without VTD_TRANS it works."""
+    run = six.boot(Config(VTD_TRANS=True, NVME_DRIVER=True))
+    assert run.outcome == "vmm-panic"
+    assert "panic: nvme: 00:02.0: no answer to Identify Namespace, CSTS=0x2" in run.console.vmm
+    fault, = run.faults
+    assert (fault.source, fault.access, fault.reason) == (NVME, "read", 6)
+    controller = next(w for w in six.pc.bus.windows if "00:02.0" in w.name).device
+    assert fault.address == controller.mmio_read(0x28, 8)
+    assert VMM[0] <= fault.address < VMM[1]
+    assert controller.mmio_read(0x1C, 4) == 2
+    assert six.boot(Config(VTD_TRANS=False, NVME_DRIVER=True)).outcome == "up"
 
 
 def test_a_device_that_no_unit_covers_is_a_null_pointer():

@@ -169,8 +169,8 @@ def test_a_deleted_queues_commands_come_first(nvme):
     nvme.admin.ring()
     nvme.pc.clock.advance(5_000_000)
     assert nvme.admin.poll().cid == 77
-    done = [e.cid for e in iter(queue.poll, None)]
-    assert done == list(range(len(done)))
+    assert [e.cid for e in iter(queue.poll, None)] == list(range(40))
+    assert nvme.pc.held.driver.state.tags() == []
     assert nvme.status(Command(AdminOpcode.DELETE_CQ, cdw10=1)) == 0
     nvme.add_queue()
     assert nvme.transfer(READ, 7, 1, DATA) == 0
@@ -357,6 +357,7 @@ def test_completions_are_not_taken_before_they_were_given(nvme):
     queue = nvme.add_queue(size=8)
     for head in (5, 3, 7, 1, 0):
         nvme.write(0x100C, head)
+        assert nvme.pc.root.find("nvme")[0].completions[1].head == 0
     for round_ in range(30):
         assert nvme.transfer(READ, round_, 1, DATA) == 0
         nvme.write(0x100C, (queue.head + 3) % 8)
@@ -497,6 +498,31 @@ def test_a_controller_that_is_not_there_for_a_while(nvme):
     assert nvme.transfer(READ, 0, 1, DATA) == 0
 
 
+def test_a_controller_that_is_gone_while_it_starts():
+    d = Driver(Behind())
+    d.write(0x24, 0x70007)
+    d.write(0x28, ASQ, 8)
+    d.write(0x30, ACQ, 8)
+    d.write(0x14, 0x460001)
+    command = d.pc.config_read(NVME.source, 4, 2)
+    d.pc.config_write(NVME.source, 4, command & ~2, 2)
+    d.pc.clock.advance(1_000_000)
+    assert d.pc.held.driver.phase == Phase.ENABLING
+    d.pc.config_write(NVME.source, 4, command, 2)
+    assert d.wait(3) == 1
+
+
+def test_no_more_event_requests_than_tags_can_bear(nvme):
+    """Those beyond the limit do not reach the controller, whatever it would hold."""
+    for cid in range(7):
+        nvme.admin.put(Command(AdminOpcode.ASYNC_EVENT_REQUEST, cid=cid))
+    nvme.admin.ring()
+    nvme.pc.clock.advance(1_000_000)
+    assert [(e.cid, e.status & ~DNR) for e in iter(nvme.admin.poll, None)] == [(cid, Status.ASYNC_EVENT_LIMIT) for cid in (4, 5, 6)]
+    entries = nvme.pc.memory.read(nvme.pc.pages.sq(0), PAGE)
+    assert entries[::64].count(AdminOpcode.ASYNC_EVENT_REQUEST) == 4
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_damaged_records_are_a_panic_at_worst(seed):
     """Whatever a device that reaches them leaves in the driver's pages, nothing but a panic or a failed controller comes of it."""
@@ -548,7 +574,8 @@ def lab_disk(machine):
 
 
 @pytest.mark.parametrize("options", [{"VTD_TRANS": False}, {"PROFILE": "mended"}, {"PROFILE": "mended", "VTD_TRANS": False},
-                                     {"DMAR_PASS_THROUGH": True, "VTD_TRANS": False}])
+                                     {"DMAR_PASS_THROUGH": True, "VTD_TRANS": False},
+                                     {"QUIRKS": "AGAW_FROM_LAST_UNIT,SCOPE_BY_EXACT_FUNCTION"}])
 def test_the_guest_has_its_disk_and_the_disk_has_ciphertext(six, options):
     run = six.boot(Config(NVME_DRIVER=True, **options))
     assert run.outcome == "up", run.why

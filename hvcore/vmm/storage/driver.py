@@ -126,7 +126,6 @@ class Driver:
 
     def status(self) -> int:
         """CSTS as the guest gets it: ready when the driver is."""
-        self.poll()
         status, phase = self.controller.status, self.phase
         if status == _GONE or phase == Phase.READY:
             return status

@@ -121,6 +121,6 @@ class Queues:
         queue, cid = c.cdw10 & 0xFFFF, c.cdw10 >> 16
         for number in self.state.tags():
             other = self.state.tag(number)
-            if other.at != tag.at and (other[Tag.QUEUE], other[Tag.CID]) == (queue, cid):
+            if (other[Tag.QUEUE], other[Tag.CID]) == (queue, cid):
                 return Order(Command(c.opcode, cdw10=queue | number << 16))
         return Answer(Status.SUCCESS, 1)
