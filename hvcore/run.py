@@ -155,7 +155,12 @@ class Run:
         log = self._machine.pc.writes
         log.region = self._region
         log.top = lambda: self.core.heap.top if self.core and self.core.heap else None
-        log.opens = lambda address: log.handed_out_in(address) in (None, "guest")
+        log.opens = self._keeps_guests_out
+
+    def _keeps_guests_out(self, address: int) -> bool:
+        """Whether an address of the core's region holds what guests are kept out by: its first pages, and those taken for guests."""
+        top = self._machine.pc.writes.top_when("guest")
+        return any(address < base + HEAP for base, _ in self._region()) or top is None or address >= top
 
     def _region(self) -> list[tuple[int, int]]:
         """The core's half-open range, host-physical; none before it has one."""

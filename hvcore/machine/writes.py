@@ -178,6 +178,10 @@ class WriteLog:
         begun = [mark for mark in self._marks if mark.top is not None and mark.top <= address]
         return begun[-1].phase if begun else None
 
+    def top_when(self, phase: str) -> int | None:
+        """The core's next free page when a phase began for the first time; None where it did not yet."""
+        return next((mark.top for mark in self._marks if mark.phase == phase), None)
+
     @property
     def pages(self) -> Iterable[int]:
         """Host-physical pages of which some writer is known."""

@@ -117,7 +117,7 @@ def check(claim: Claim, reached: Reached, access: str) -> None:
     assert told.walk.host == told.host + told.address % PAGE and told.walk.reason is None
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(st.integers(0, 1 << 48))
 def test_claims_about_devices_are_what_trying_every_page_finds(seed):
     """Of tables and caches of noise, most of which were changed after the caches were filled; the region is among the tables."""

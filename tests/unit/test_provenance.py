@@ -74,6 +74,25 @@ def test_an_entry_that_is_planted_from_outside_opens_the_eyes_too(machine):
     assert (stored.writer, stored.wrote, stored.now) == ("guest", b"\x5a", b"\0\0\0\x5a\0\0\0\0")
 
 
+def test_what_a_drive_writes_for_the_core_wakes_nothing(machine):
+    """Its queues and buffers lie in pages of the core that keep nobody out."""
+    run = machine.boot(Config(PROFILE="mended", NVME_DRIVER=True))
+    own = [d.landing for d in run.dma if d.access == "write" and d.landing and run.vmm.base <= d.landing < run.vmm.base + run.vmm.size]
+    assert own and run.who_wrote(own[-1])[0].writer == "dma"
+    assert "are not seen" in run.who_wrote(own[-1]).note
+
+
+def test_a_second_guest_is_watched_too(machine):
+    """Once a device has written its nested tables."""
+    run = machine.boot(Config(VTD_TRANS=False, TINYVISOR=True))
+    second, memory = machine.core.tiny.guest, machine.pc.memory
+    root = memory.read64(second.base + Part.VMCB + 0xB0)
+    assert "are not seen" in run.who_wrote(root).note
+    assert machine.pc.fabric.port(EDU).write(root + 0xFF8, bytes(8)).ok
+    assert run.who_wrote(root + 0xFF8)[0].writer == "dma"
+    assert "are seen since" in run.who_wrote(root).note
+
+
 @pytest.mark.parametrize("public_only", [False, True])
 def test_stores_in_a_range_that_is_watched(public_only):
     """Of code that ran before, too, with either way in which an exit is finished; the host's stores beside the guest's."""
