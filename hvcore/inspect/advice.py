@@ -71,13 +71,17 @@ def advise(run: Finished) -> Records[Advice]:
     return Records(Advice, tuple(kinds.values()))
 
 
+_OWN_BUGS = ("no unit covers", "no domain, for MGAW", "Assertion failed", "no answer to Identify")
+"""What a core says that gives up by a bug of BitVisor's."""
+
+
 def _on_panic(run: Finished) -> Iterator[Advice]:
     if run.outcome != "vmm-panic":
         return
     what = f"The core gave up: {run.why}"
     if "Out of memory" in run.why:
         yield from _on_full_heap(run, what)
-    elif "no unit covers" in run.why or "no domain, for MGAW" in run.why or "Assertion failed" in run.why:
+    elif any(words in run.why for words in _OWN_BUGS):
         why = "this is one of BitVisor's own bugs that the profile `bitvisor` keeps"
         yield Advice(what, why, "PROFILE=mended", "", {"PROFILE": "mended"})
 

@@ -51,3 +51,13 @@ def test_dma_into_the_core_needs_no_change_of_the_core():
         (advice,) = advise(run)
         assert "the core's own memory" in advice.why
         assert not advice.options
+
+
+def test_a_storage_driver_in_its_own_hole_is_mended_by_the_profile():
+    with Machine.load("q35-6g") as m:
+        run = m.boot(Config(NVME_DRIVER=True))
+        first = advise(run)[0]
+        assert run.outcome == "vmm-panic"
+        assert "no answer to Identify" in first.what
+        assert first.options == {"PROFILE": "mended"}
+        assert m.reboot(**first.options).outcome == "up"
