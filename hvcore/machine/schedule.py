@@ -4,6 +4,8 @@ One that does not halt gives way after `SLICE` of virtual time.  One that neithe
 whoever watches the machine calls `tick` now and then, which takes it off its processor, and a slice of time passes for what it computed.
 """
 
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -15,8 +17,9 @@ __all__ = ["SLICE", "Schedule", "Seat", "waits"]
 
 SLICE = 5_000_000
 """Nanoseconds of virtual time, which are 5,000 accesses to devices."""
-PATIENCE = 4
-"""Ticks in a row in which a processor did nothing that takes time, after which it is taken for one that computes."""
+PATIENCE, TURN = 0.2, 0.02
+"""Seconds of work of this computer without virtual time, after which a processor is taken for one that only computes; and what such a one
+gets from then on."""
 
 
 class Seat(Protocol):
@@ -42,8 +45,10 @@ class Schedule:
         self.seats, self.clock = tuple(seats), clock
         self.turn = self.seats[0]
         self._preempted = self._computed = False
-        self._seen, self._idle_ticks = clock.now, 0
-        self._slice_end = 0
+        self._slice_end = self._seen = 0
+        self._since = 0.0
+        self._computer: Seat | None = None
+        self._spent: Callable[[], float] = time.monotonic
 
     def run(self, gate: Callable[[], None], awaited: Callable[[], Seat | None]) -> tuple[Seat, Stop] | None:
         """Runs until a processor stops for good (which, and how), or until nothing could wake any of them (None).
@@ -51,6 +56,7 @@ class Schedule:
         Where there is one that is `awaited`, also None once that one waits and no timer is left, whatever the others do.  `gate` as for one
         processor: where the machine can be held.
         """
+        self._spent = _work_of_this_thread()
         while True:
             gate()
             wanted = awaited()
@@ -85,7 +91,7 @@ class Schedule:
             self._computed = False
             self.clock.advance(SLICE)
         if stop.kind is StopKind.HALT:
-            self._preempted, self._idle_ticks = True, 0
+            self._preempted, self._computer = True, None
         return stop
 
     def _preempt(self) -> None:
@@ -95,12 +101,12 @@ class Schedule:
 
     def tick(self) -> None:
         """From any thread, many times a second: where a processor has long done nothing that takes time, the other's turn comes."""
-        now = self.clock.now
-        self._idle_ticks = self._idle_ticks + 1 if self.turn.cpu.running and now == self._seen else 0
-        if self._idle_ticks >= PATIENCE:
-            self._computed = True
+        now, spent, seat = self.clock.now, self._spent(), self.turn
+        if now != self._seen or not seat.cpu.running:
+            self._seen, self._since = now, spent
+        elif spent - self._since >= (TURN if seat is self._computer else PATIENCE):
+            self._computer, self._computed, self._since = seat, True, spent
             self._preempt()
-        self._seen = now + SLICE * self._computed
 
     def pause(self, at_once: bool = False) -> None:
         """Lets the processor that runs come back soon, as `Cpu.pause`."""
@@ -109,3 +115,20 @@ class Schedule:
     def stop(self, kind: StopKind, detail: str) -> None:
         """Ends the run of the processor that runs or ran last."""
         self.turn.cpu.stop(kind, detail)
+
+
+def _work_of_this_thread() -> Callable[[], float]:
+    """Seconds that this thread has worked, to be asked from any thread while it lives; by the wall clock where the system cannot tell.
+
+    A processor that waits for this computer's own is not one that computes.
+    """
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return time.monotonic
+    clock = time.pthread_getcpuclockid(threading.get_ident())
+
+    def spent() -> float:
+        try:
+            return time.clock_gettime(clock)
+        except OSError:
+            return 0.0
+    return spent
