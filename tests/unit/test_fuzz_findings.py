@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvcore import Config
+from hvcore import Config, Machine
 from hvcore.errors import BadConfig, BadMachine, Unreadable, quoted
 from hvcore.inspect.diff import diff_e820
 from hvcore.inspect.domains import read_domains
@@ -23,6 +23,7 @@ from hvcore.sources.kernel_log import parse_log
 from hvcore.sources.lspci import parse_qemu_pci
 from hvcore.spec.dmar import Dmar, Drhd, build
 from hvcore.spec.e820 import E820Entry
+from hvcore.spec.linuxboot import Elf, Segment
 from hvcore.spec.vtd import CAP, CONTEXT_HIGH, context_entry
 from hvcore.vmm.config import parse_settings
 from hvcore.vmm.dmar import parse_dmar_bios_report
@@ -167,3 +168,18 @@ def test_the_last_page_of_64_bits_in_a_file() -> None:
     for address in (last - 8, (1 << 64) - 4):
         with pytest.raises(Unreadable):
             store.read(address, 16)
+
+
+def _guest(code: str) -> Elf:
+    """A guest of machine code, which begins with RDI = 0xFEBF0000, where q35-2g's NVMe controller has its registers."""
+    return Elf(0x1000000, (Segment(0x1000000, bytes.fromhex(f"bf0000bffe {code}"), 4096),))
+
+
+@pytest.mark.parametrize("option", ["NVME_DRIVER", "TINYVISOR"])
+@pytest.mark.parametrize(("code", "said"), [("668c1f", "mov word ptr [rdi], ds"), ("8e1f", "mov ds, word ptr [rdi]")], ids=["from", "to"])
+def test_a_segment_register_is_not_moved_to_registers_that_the_core_answers(code: str, said: str, option: str) -> None:
+    """It was a KeyError.  With TINYVISOR nobody answers guest 2 there: it gets a #GP, which without an IDT it does not survive."""
+    with Machine.load("q35-2g") as machine:
+        run = machine.boot(Config(**{option: True}), guest=_guest(code + "fbf4ebfc"), limit=5)  # type: ignore[arg-type]
+        assert run.outcome == "guest-crash"
+        assert (f"`{said}` is no instruction" if option == "NVME_DRIVER" else "exception 13") in run.why
