@@ -31,7 +31,7 @@ from .inspect.interrupts import InterruptEntry, InterruptMessage, read_interrupt
 from .inspect.lens import Lens, look
 from .inspect.permissions import Permissions
 from .inspect.proof import Proof
-from .inspect.prove import Subject, read_proof
+from .inspect.prove import Shared, Subject, read_proof
 from .inspect.provenance import NOBODY, UNSEEN, Provenance, Told, read_provenance
 from .inspect.records import Records
 from .inspect.runs import Runs
@@ -302,7 +302,15 @@ class Run:
         behind = {u.base: pc.topology.requesters(i) for i, u in enumerate(pc.units)}
         width, uncovered = self._machine.description.host_address_width, self._uncovered()
         return Subject(pc.memory, pc.units, region, blank, self._named_parts(), self._nested_root(), width, lambda base: behind[base],
-                       *uncovered, self.window, self._second_guest(), domains)
+                       *uncovered, self.window, self._second_guest(), self._shared(), domains)
+
+    def _shared(self) -> Shared | None:
+        """What of the core's memory the controller of its own driver must reach."""
+        held = self.core.storage if self.core else None
+        if held is None:
+            return None
+        sources = dict.fromkeys((held.source, self._machine.pc.topology.requester(0, held.source)))
+        return Shared(*held.shadow, tuple(sources))
 
     def _second_guest(self) -> list[tuple[int, int]]:
         """Nested root and blank page of the second guest (host-physical), where there is one whose VMCB can be read."""

@@ -9,7 +9,7 @@ All of it is arrays: the work is that of scanning the tables once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -34,7 +34,7 @@ from .units import read_register
 from .walk import walk
 from .window import Opening
 
-__all__ = ["Subject", "prove", "read_proof"]
+__all__ = ["Shared", "Subject", "prove", "read_proof"]
 
 R, W = 1, 2
 _BEYOND = 1 << 62
@@ -53,6 +53,21 @@ def prove(run: Proven) -> Proof:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """Pages [start, end) of the core (host-physical) that the devices with requester ids `sources` must reach, for it drives them."""
+
+    start: int
+    end: int
+    sources: tuple[int, ...]
+
+    @property
+    def sentence(self) -> str:
+        """It in words."""
+        names, pages = ", ".join(map(format_bdf, self.sources)), (self.end - self.start) // PAGE
+        return f"; {names}, which the core drives, may reach the {pages:,} pages at {self.start:#x} that it shares"
+
+
+@dataclass(frozen=True)
 class Subject:
     """What a proof is about.
 
@@ -60,7 +75,8 @@ class Subject:
     holds zeros, `parts` named ranges of the region, `nested_root` the guest's nested tables (None: no guest yet).  `requesters(base)` are
     the requester ids of known functions behind a unit, `uncovered` (segment, requester id) of those that no unit sees, `note` what the
     proof leaves out, `openings` when its memory was open to devices.  `others` are (nested root, blank page) of further guests: the claims
-    are about their processors, too.  `domains` were read a moment ago, which saves scanning them again.
+    are about their processors, too.  `shared` is what the core gave a device that it drives itself (None: it drives none).  `domains` were
+    read a moment ago, which saves scanning them again.
     """
 
     reader: MemoryReader
@@ -75,6 +91,7 @@ class Subject:
     note: str = ""
     openings: Sequence[Opening] = ()
     others: Sequence[tuple[int, int | None]] = ()
+    shared: Shared | None = None
     domains: Iterable[Domain] = field(default=())
 
 
@@ -162,7 +179,15 @@ class _Prover:
     @cached_property
     def ways(self) -> list[Way]:
         """All ways of devices: past the units first."""
-        return [*self._past_the_units(), *(way for u in self.units for way in u.ways)]
+        found = [*self._past_the_units(), *(way for u in self.units for way in u.ways)]
+        shared = self.subject.shared
+        return [part for way in found for part in _split(way, shared.sources)] if shared else found
+
+    def _reached(self, way: Way, targets: Targets, need: int) -> Pieces:
+        """What of the targets a way leads to; what the core shares with a device that it drives is none for that device."""
+        shared = self.subject.shared
+        mine = shared and not way.segment and np.isin(way.sources, shared.sources).all()
+        return (targets.without(shared.start, shared.end) if shared and mine else targets).reached(way, need)
 
     def _past_the_units(self) -> Iterator[Way]:
         for segment in dict.fromkeys(segment for segment, _ in self.subject.uncovered):
@@ -171,7 +196,7 @@ class _Prover:
             yield Way(UNCOVERED, None, sources, *whole, segment)
 
     def _by_devices(self, claim: str, targets: Targets, need: int) -> Claim:
-        found = [(way, pieces) for way in self.ways if len((pieces := targets.reached(way, need)).run)]
+        found = [(way, pieces) for way in self.ways if len((pieces := self._reached(way, targets, need)).run)]
         if found:
             pages = reached_pages(pieces for _, pieces in found)
             example = self._example(*min(found, key=lambda f: self._known_in(f[0]) is None), need)
@@ -181,7 +206,7 @@ class _Prover:
             return Claim(claim, False, "not decided: " + "; ".join(dict.fromkeys(unknown)))
         runs = sum(len(way.start) for way in self.ways)
         return Claim(claim, True, f"none of {runs:,} runs that grant a right to any of {len(EVERYBODY):,} requester ids leads to one of "
-                                  f"{targets.pages:,} pages")
+                                  f"{targets.pages:,} pages{self.subject.shared.sentence if self.subject.shared else ''}")
 
     def _known_in(self, way: Way) -> int | None:
         """The lowest requester id of a known function that has this way."""
@@ -305,6 +330,14 @@ class _Prover:
         if not on:
             return Claim(claim, True, "no unit does: there is nothing that the guest could switch off")
         return self._by_cpu(claim, Targets.of([], [self._register_pages(on)]), R | W)
+
+
+def _split(way: Way, sources: Sequence[int]) -> list[Way]:
+    """A way as that of some requesters and that of all others."""
+    own = np.isin(way.sources, sources)
+    if way.segment or not own.any() or own.all():
+        return [way]
+    return [replace(way, sources=way.sources[~own]), replace(way, sources=way.sources[own])]
 
 
 def _guest(number: int) -> str:

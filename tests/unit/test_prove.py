@@ -29,6 +29,7 @@ from hvcore.spec.vtd import CAP
 from hvcore.vmm.layout import Part
 
 PAGE = 4096
+EDU = 0x0018
 MIB = 1 << 20
 WRITES, READS, TABLES_WRITTEN, TABLES_READ, LANDS, MESSAGES, FORGES = range(7)
 CPU_WRITES, CPU_READS, CPU_TABLES_W, CPU_TABLES_R, CPU_REGISTERS = range(7, 12)
@@ -464,6 +465,23 @@ def test_a_second_guest_is_held_to_the_same_claims(machine):
     memory.write64(granted, root | 2)
     told = run.proof.claims[TABLES_WRITTEN].counterexample
     assert (told.host, told.lies) == (root, "guest 2's nested tables")
+
+
+def test_what_the_core_shares_with_its_own_drive_is_the_drive_s_alone(machine):
+    run = machine.boot(Config(PROFILE="mended", NVME_DRIVER=True))
+    memory, (start, end), drive = machine.pc.memory, machine.core.storage.shadow, machine.core.storage.source
+    assert not verdicts(run.proof) - {FORGES}
+    assert f"{(end - start) // PAGE} pages" in run.proof.claims[WRITES].why
+    assert machine.pc.fabric.port(drive).read(start, 8).ok
+    leaf = next(s.address for s in run.what_if(EDU, start).steps if s.what.startswith("level 1"))
+    memory.write64(leaf, start | 3)                     # domain 0 reaches a page of the drive's
+    claim = run.proof.claims[WRITES]
+    assert (claim.pages, claim.counterexample.host) == (1, start) and claim.counterexample.source != drive
+    memory.write64(leaf, 0)
+    leaf = next(s.address for s in run.what_if(drive, start).steps if s.what.startswith("level 1"))
+    memory.write64(leaf, run.vmm.base + Part.SECRET | 3)      # the drive reaches more than its own
+    claim = run.proof.claims[READS]
+    assert (claim.pages, claim.counterexample.source, claim.counterexample.lies) == (1, drive, "the core's secret")
 
 
 def test_a_machine_before_its_core_has_memory():
