@@ -21,7 +21,7 @@ from .acpi import mutated_table, real_tables
 from .mutate import check_sentence, number, often, spoilt_text
 from .sources import toml_texts
 
-__all__ = ["TARGETS", "short_runs"]
+__all__ = ["TARGETS"]
 
 _SECONDS = 4.0
 """Wall time of a guest that never waits."""
@@ -29,7 +29,7 @@ _TRIES = 40
 
 
 @contextmanager
-def short_runs() -> Iterator[None]:
+def _short_runs() -> Iterator[None]:
     """A guest that never waits is given up soon."""
     before = session.WALL_LIMIT
     session.WALL_LIMIT = _SECONDS
@@ -87,7 +87,7 @@ def boot(seed: int) -> str:
     """A machine with mutations boots, is looked at, and boots again."""
     r = Random(seed)
     try:
-        with short_runs(), Machine(_machine(r)) as machine:
+        with _short_runs(), Machine(_machine(r)) as machine:
             run = machine.boot(_config(r))
             _look(r, run)
             if often(r, 0.2):
@@ -121,7 +121,7 @@ def monitor(seed: int) -> str:
     """A guest is told nonsense until it is gone, or ten times."""
     r = Random(seed)
     said = 0
-    with short_runs(), Machine.load("q35-2g") as machine:
+    with _short_runs(), Machine.load("q35-2g") as machine:
         machine.boot(_config(r))
         for _ in range(10):
             assert machine.run is not None
