@@ -12,6 +12,7 @@ from ..spec import acpi, vtd
 from ..spec.bits import align_up
 from ..spec.e820 import E820Entry
 from ..spec.linuxboot import Elf
+from ..spec.pci import format_bdf
 from ..spec.svm import ControlArea
 from . import dmar, iommu, messages, nested, passthrough, protection, storage
 from .config import Config
@@ -191,7 +192,10 @@ class Core:
     def storage_domain(self, held: storage.Attached, functions: list[Function], heap: Heap,
                        levels: int) -> tuple[list[tuple[iommu.Domain, list[Function]]], list[Function]]:
         """Domain 1, for the controller of the core's driver under each of its requester ids, and the functions that are left."""
-        own = {held.source, requesters(self.bus, functions)[held.source]}
+        seen = requesters(self.bus, functions)
+        own = {held.source, seen[held.source]}
+        for source in sorted(s for s in seen if seen[s] in own and s not in own):
+            self.console.print(f"(IOMMU) {format_bdf(source)} has the requester id of the core's NVMe: it reaches the shadow only")
         table = iommu.map_only(self.memory, heap, levels, *held.shadow)
         members = [f for f in functions if f.source in own]
         return [(iommu.Domain(1, levels, table), members)], [f for f in functions if f.source not in own]

@@ -13,7 +13,7 @@ from storage_bench import BASE, SECRET, SIZE, Behind, enabled
 from hvcore import Config, Machine
 from hvcore.errors import BadConfig
 from hvcore.machine.description import BarDescription
-from hvcore.sources import shipped
+from hvcore.sources import load, shipped
 from hvcore.spec.nvme import AdminOpcode, Command, NvmOpcode, Status
 from hvcore.vmm.heap import Panic
 from hvcore.vmm.layout import Part
@@ -658,3 +658,31 @@ def test_a_bench_without_the_core_sees_the_guests_addresses():
     assert all(not BASE <= r.iova < BASE + SIZE for r in d.pc.gate.seen)
     d.identify(1)
     assert d.pc.gate.seen
+
+
+def test_a_controller_behind_a_bridge_that_speaks_for_it():
+    """Its unit knows it as 02:00.0: the bridge's secondary bus, function 0.  edu, which shares that id, cannot get another domain."""
+    description = load("q35-2g-bridges")
+    moved = replace(next(f for f in description.pci if f.source == NVME.source), source=0x228)
+    description = replace(description, pci=(*(f for f in description.pci if f.source != NVME.source), moved))
+    with Machine(description) as machine:
+        run = machine.boot(Config(PROFILE="mended", NVME_DRIVER=True))
+        assert run.outcome == "up", run.why
+        own = next(d for d in run.domains if d.did == 1)
+        assert own.devices == (0x200, 0x228)
+        assert "02:04.0 has the requester id of the core's NVMe: it reaches the shadow only" in run.console.vmm
+        assert [(r.start, r.end) for r in own.runs] == [machine.core.storage.shadow]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_noise_in_the_drivers_pages_ends_in_an_outcome(seed, six):
+    rng = random.Random(seed)
+    run = six.boot(Config(VTD_TRANS=False, NVME_DRIVER=True))
+    pages = six.core.storage.driver.pages
+    for _ in range(10):
+        page = rng.choice([pages.state, pages.state + PAGE, pages.state + 2 * PAGE, pages.cq(0), pages.cq(1), pages.sq(0), pages.sq(1)])
+        six.pc.memory.write(page + rng.randrange(PAGE - 64), rng.randbytes(rng.choice([1, 8, 64])))
+        if run.outcome == "up":
+            run.guest.command(rng.choice(["nvme read 5", "nvme read 131071", "nvme probe"]))
+    assert run.outcome in ("up", "disk-lost", "vmm-panic")
+    assert six.boot(Config(VTD_TRANS=False, NVME_DRIVER=True)).outcome == "up"
