@@ -686,3 +686,25 @@ def test_noise_in_the_drivers_pages_ends_in_an_outcome(seed, six):
             run.guest.command(rng.choice(["nvme read 5", "nvme read 131071", "nvme probe"]))
     assert run.outcome in ("up", "disk-lost", "vmm-panic")
     assert six.boot(Config(VTD_TRANS=False, NVME_DRIVER=True)).outcome == "up"
+
+
+def test_a_guest_that_moves_the_registers_away_reaches_no_more(six):
+    """Without the trap it commands the controller itself, which still has domain 1: its own queue in the guest's memory faults."""
+    run = six.boot(Config(PROFILE="mended", NVME_DRIVER=True))
+    bus, elsewhere, queue = six.pc.bus, 0xE8000000, 0x2000000
+    for register, value in ((0x10, elsewhere), (0x14, 0)):
+        run.guest.command(f"out 0xcf8 {1 << 31 | NVME.source << 8 | register:#x} 4")
+        run.guest.command(f"out 0xcfc {value:#x} 4")
+    assert bus.read(elsewhere, 4) & 0xFFFF == 1023
+    for offset, value in ((0x14, 0), (0x24, 0x70007), (0x28, queue), (0x2C, 0), (0x30, queue + PAGE), (0x34, 0), (0x14, 0x460001)):
+        run.guest.command(f"poke {elsewhere + offset:#x} {value:#x}")
+    six.pc.clock.advance(1_000_000)
+    assert bus.read(elsewhere + 0x1C, 4) == 1
+    run.guest.command(f"poke {elsewhere + 0x1000:#x} 1")
+    six.pc.clock.advance(1_000_000)
+    assert bus.read(elsewhere + 0x1C, 4) == 2
+    fault, = run.faults
+    assert (fault.source, fault.access, fault.reason, fault.address) == (NVME.source, "read", 6, queue)
+    run.guest.command("nvme read 5")
+    assert run.outcome in ("up", "disk-lost")
+    assert six.core.text_intact()
