@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import numpy as np
-
 from . import outcome
-from .errors import BadTable, HvlabError, Unreadable, quoted
+from .errors import BadTable, HvlabError, quoted
 from .figures import attach, attach_differences
 from .guests import GuestView, Tenure, look_at, reached_by
 from .inspect.cached import CachedDomain, read_cached
@@ -31,8 +29,8 @@ from .inspect.interrupts import InterruptEntry, InterruptMessage, read_interrupt
 from .inspect.lens import Lens, look
 from .inspect.permissions import Permissions
 from .inspect.proof import Proof
-from .inspect.prove import Shared, Subject, read_proof
-from .inspect.provenance import NOBODY, UNSEEN, Provenance, Told, read_provenance
+from .inspect.prove import Subject, read_proof
+from .inspect.provenance import Provenance, read_provenance
 from .inspect.records import Records
 from .inspect.runs import Runs
 from .inspect.scan import scan
@@ -44,16 +42,17 @@ from .machine.firmware import read_e820
 from .machine.memory import Memory
 from .machine.pc import Pc
 from .machine.schedule import waits
-from .spec.e820 import ENTRY_SIZE, E820Entry, type_name, unpack
+from .proving import subject_of
+from .spec.e820 import ENTRY_SIZE, E820Entry, unpack
 from .spec.interrupts import INTERRUPT_REASONS
 from .spec.linuxboot import BOOT_PARAMS_SIZE, E820_ENTRIES, E820_MAX, E820_TABLE
-from .spec.paging import NESTED, PAGE
+from .spec.paging import NESTED
 from .spec.pci import format_bdf
-from .spec.svm import ControlArea
 from .twoguests import Resident, Residents
 from .vmm.config import Config
 from .vmm.core import Core
-from .vmm.layout import HEAP, Data, Part, named_ranges
+from .vmm.layout import HEAP, named_ranges
+from .writers import follow, untold, what_lies
 
 __all__ = ["Console", "Guest", "Run", "VmmMemory"]
 
@@ -148,24 +147,10 @@ class Run:
         self.core: Core | None = None
         self.timings: dict[str, float] = {}
         self._kept: dict[str, Any] | None = None
-        self._follow_writes()
+        follow(machine.pc.writes, self._core_now)
 
-    def _follow_writes(self) -> None:
-        """Tells the machine's log of writes what of memory is the core's."""
-        log = self._machine.pc.writes
-        log.region = self._region
-        log.top = lambda: self.core.heap.top if self.core and self.core.heap else None
-        log.opens = self._keeps_guests_out
-
-    def _keeps_guests_out(self, address: int) -> bool:
-        """Whether an address of the core's region holds what guests are kept out by: its first pages, and those taken for guests."""
-        top = self._machine.pc.writes.top_when("guest")
-        return any(address < base + HEAP for base, _ in self._region()) or top is None or address >= top
-
-    def _region(self) -> list[tuple[int, int]]:
-        """The core's half-open range, host-physical; none before it has one."""
-        base = self.core.base if self.core else None
-        return [] if base is None else [(base, base + (self.config.VMM_SIZE_MIB << 20))]
+    def _core_now(self) -> Core | None:
+        return self.core
 
     # --- reading
 
@@ -296,32 +281,7 @@ class Run:
         return self._read("proof", lambda: read_proof(self._subject(self.domains if domains is None else domains)))
 
     def _subject(self, domains: Records[Domain]) -> Subject:
-        pc, vmm = self._machine.pc, self.vmm
-        region = None if vmm.base is None else (vmm.base, vmm.base + vmm.size)
-        blank = None if vmm.base is None else vmm.base + Part.BLANK
-        behind = {u.base: pc.topology.requesters(i) for i, u in enumerate(pc.units)}
-        width, uncovered = self._machine.description.host_address_width, self._uncovered()
-        return Subject(pc.memory, pc.units, region, blank, self._named_parts(), self._nested_root(), width, lambda base: behind[base],
-                       *uncovered, self.window, self._second_guest(), self._shared(), domains)
-
-    def _shared(self) -> Shared | None:
-        """What of the core's memory the controller of its own driver must reach."""
-        held = self.core.storage if self.core else None
-        if held is None:
-            return None
-        sources = dict.fromkeys((held.source, self._machine.pc.topology.requester(0, held.source)))
-        return Shared(*held.shadow, tuple(sources))
-
-    def _second_guest(self) -> list[tuple[int, int]]:
-        """Nested root and blank page of the second guest (host-physical), where there is one whose VMCB can be read."""
-        second, memory = self.core.tiny.guest if self.core and self.core.tiny else None, self._machine.pc.memory
-        if second is None:
-            return []
-        try:
-            root = memory.read64(memory.read64(second.base + Part.DATA + Data.VMCB) + ControlArea.N_CR3)
-        except Unreadable:
-            return []
-        return [(root, second.base + Part.BLANK)]
+        return subject_of(self._machine.pc, self.core, self._named_parts(), self.window, domains)
 
     def _named_parts(self) -> list[tuple[str, int, int]]:
         """The parts of the core's memory, host-physical; none before it has one."""
@@ -330,16 +290,6 @@ class Run:
         block = named_ranges(second.base, HEAP)[:-1] if second else []
         own = [] if base is None else named_ranges(base, self.config.VMM_SIZE_MIB << 20)
         return [*((f"{name} of guest 2", start, end) for name, start, end in block), *own]
-
-    def _uncovered(self) -> tuple[list[tuple[int, int]], str]:
-        """(segment, requester id) of the known functions that no unit sees; and in words, what else no unit would see."""
-        topology = self._machine.pc.topology
-        seen = dict.fromkeys((f.segment, topology.requester(f.segment, f.source)) for f in topology.functions)
-        segments = dict.fromkeys(segment for segment, _ in seen)
-        first = {g: topology.first_uncovered(g, {source for segment, source in seen if segment == g}) for g in segments}
-        named = [f"{format_bdf(s)} of segment {g}" for g, s in first.items() if s is not None]
-        note = f"Not proved: a device that is plugged in at {', '.join(named)} or the like would be behind no unit." if named else ""
-        return [known for known in seen if topology.unit_index(*known) is None], note
 
     @property
     def cpu(self) -> Runs:
@@ -494,22 +444,7 @@ class Run:
             raise HvlabError(f"{quoted(length)} bytes at {quoted(address)} are no range to ask for: give up to 1 MiB of physical memory")
         with self._machine.still():
             pc = self._machine.pc
-            return read_provenance(pc.writes, pc.memory, address, length, self._untold, self._guest_physical)
-
-    def _untold(self, word: int) -> Told:
-        """What is known of a word of which no write was seen."""
-        memory, log = self._machine.pc.memory, self._machine.pc.writes
-        zero = not memory.backed(word, 8) or not memory.read64(word)
-        phase, inside = log.handed_out_in(word), any(a <= word < b for a, b in self._region())
-        if inside and phase is not None:
-            return Told("core", "the core's policy", phase, "it took the page in this phase; nobody else was seen to write since")
-        base = self._region()[0][0] if inside else 0
-        if inside and word < base + HEAP and zero:
-            text = log.newest(base)
-            return Told("core", "the core's policy", text.phase if text else "", "cleared with the first pages of its memory")
-        if zero:
-            return Told(NOBODY, "nobody", "", "zeros, as at power-on; whoever wrote zeros was not seen")
-        return Told(UNSEEN, "the world switch" if inside else "a processor, or the core as it loaded the guest", "", "not watched then")
+            return read_provenance(pc.writes, pc.memory, address, length, lambda word: untold(pc, self.core, word), self._guest_physical)
 
     def _guest_physical(self, host: int) -> int | None:
         return next((address for address, _ in self._cpu().reaching(host)), None)
@@ -521,24 +456,9 @@ class Run:
         """
         self._must_live("its memory is gone")
         with self._machine.still():
-            return read_counterfactual(self._machine.pc.memory, blocked_request(self.dma, what), self._lies())
-
-    def _lies(self) -> Callable[[int], str]:
-        """What lies at a host-physical address, in words: a table, a part of the core, or what firmware's E820 says."""
-        domains, parts, e820 = self.domains, self._named_parts(), self.e820.firmware
-        root = self._nested_root()
-        nested = scan(self._machine.pc.memory, NESTED, root, 4).tables if root is not None else None
-        owned = [("the guest's nested tables", nested)] if nested is not None else []
-        owned += [(f"second-level tables of domain {d.did} of unit {d.unit or 0:#x}", d.tables) for d in domains]
-
-        def lies(address: int) -> str:
-            page = np.uint64(address & -PAGE)
-            tables = (name for name, pages in owned if (i := int(np.searchsorted(pages, page))) < len(pages) and pages[i] == page)
-            part = next((f"the core's {name}" for name, start, end in parts if start <= address < end), None)
-            entry = next((type_name(e.type) for e in e820 if e.start <= address < e.end), "no entry")
-            return next(tables, None) or part or f"memory that firmware's E820 calls {entry}"
-
-        return lies
+            memory = self._machine.pc.memory
+            lies = what_lies(memory, self.domains, self._nested_root(), self._named_parts(), self.e820)
+            return read_counterfactual(memory, blocked_request(self.dma, what), lies)
 
     def watch(self, start: int, end: int) -> None:
         """From now on `who_wrote` sees stores of the processors' code to host-physical [start, end); every store anywhere takes 27 ns more.
