@@ -322,6 +322,40 @@ def test_no_guest_changes_a_bridge() -> None:
                 assert bytes(bridge.config) == before
 
 
+@pytest.mark.parametrize("ecam", [False, True])
+def test_no_function_answers_where_its_guest_has_nothing(ecam: bool) -> None:
+    """A guest may move its own registers, but not over what is the other's: decoding stays off, or the register as it was."""
+    with split() as (machine, _, first, second):
+        functions = machine.pc.root.functions
+        edu, nvme = functions[0, 0x18], functions[0, 0x10]
+
+        def put(guest: GuestView, source: int, offset: int, value: int, width: int) -> None:
+            if ecam:
+                guest.command(f"poke {0xB0000000 + (source << 12) + offset:#x} {value:#x} {width}")
+            else:
+                guest.command(f"out 0xcf8 {0x80000000 | source << 8 | offset:#x} 4")
+                guest.command(f"out 0xcfc {value:#x} {width}")
+
+        at, there = edu.window, nvme.window
+        assert at and there
+        for own, guest, mine, foreign in ((edu, second, at, there), (nvme, first, there, at)):
+            source, aligned = own.description.source, foreign[0] & -own.bars[0].size
+            put(guest, source, 0x10, foreign[0], 4)                     # while it decodes: lost
+            assert own.window == mine and own.get(0x10, 4) & ~0xF == mine[0]
+            put(guest, source, 0x04, 0x0000, 2)
+            put(guest, source, 0x10, foreign[0], 4)                     # while it does not: kept, but it is not switched on there
+            assert own.window is None and own.get(0x10, 4) & ~0xF == aligned
+            put(guest, source, 0x04, 0x0006, 2)
+            assert own.window is None and own.get(COMMAND, 2) & 2 == 0
+            put(guest, source, 0x10, mine[0], 4)
+            put(guest, source, 0x04, 0x0006, 2)
+            assert own.window == mine and own.get(COMMAND, 2) & 6 == 6
+        put(first, 0x10, 0x10, 0xD0000000, 4)                           # nobody's: guest 1 has all that guest 2 has not
+        assert nvme.window == (0xD0000000, 0xD0004000)
+        put(second, 0x18, 0x10, 0xD1000000, 4)
+        assert edu.window == at and second.command("dma r 0x3000000 16").startswith("0000000003000000 ")
+
+
 # --- processors
 
 def test_no_processor_reads_or_writes_what_is_not_its_guests() -> None:

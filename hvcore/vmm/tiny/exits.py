@@ -11,13 +11,14 @@ from ..layout import Data, Part
 from ..mmio import Trap, carry_out, trap_at
 from ..platform import Platform, config_read
 from ..vmcb import Vmcb
-from .functions import CONFIG_ADDRESS, CONFIG_DATA, allowed, config_write
+from .functions import CONFIG_ADDRESS, CONFIG_DATA, allowed, put_within
 from .tables import writable
 
-__all__ = ["CONFIG_LATCH", "FUNCTION_MAP", "TinyExits", "io_permissions"]
+__all__ = ["CONFIG_LATCH", "CONFIG_WINDOW", "FUNCTION_MAP", "TinyExits", "io_permissions"]
 
-CONFIG_LATCH, FUNCTION_MAP = 0xF0, 0xF8
-"""Words of a guest's data page: what it last wrote to port 0xCF8, and where its function map lies (host-physical)."""
+CONFIG_WINDOW, CONFIG_LATCH, FUNCTION_MAP = 0xE8, 0xF0, 0xF8
+"""Words of a guest's data page: where the configuration window of bus 0 lies (0: there is none), what the guest last wrote to port 0xCF8,
+and where its function map lies; both places host-physical."""
 _ENABLE, _ADDRESS_BITS = 1 << 31, 0x80FFFFFC
 _RESET_CONTROL, _KEYBOARD = 0xCF9, 0x64
 _RESET_CPU, _PULSE = 1 << 2, 0xFE
@@ -41,6 +42,21 @@ class _Nobody:
 
     def mmio_write(self, offset: int, width: int, value: int) -> None:
         """Lost."""
+
+
+class _ConfigPage:
+    """The configuration space of a function in its page of the configuration window, as a guest may change it."""
+
+    def __init__(self, exits: "TinyExits", source: int):
+        self._exits, self._source = exits, source
+
+    def mmio_read(self, offset: int, width: int) -> int:
+        """Not asked: the guest can read the page itself."""
+        return -1
+
+    def mmio_write(self, offset: int, width: int, value: int) -> None:
+        """A store, filtered as one by mechanism 1."""
+        self._exits.put(self._source, offset, width, value)
 
 
 class TinyExits(Exits):
@@ -90,9 +106,20 @@ class TinyExits(Exits):
         latch = self.memory.read64(self.base + Part.DATA + CONFIG_LATCH)
         if port == CONFIG_ADDRESS:
             self.memory.write64(self.base + Part.DATA + CONFIG_LATCH, value & _ADDRESS_BITS)
-        elif latch & _ENABLE and self._allowed(latch >> 8 & 0xFFFF, write=True):
+        elif latch & _ENABLE:
             inside = min(width, CONFIG_DATA + 4 - port)
-            config_write(self.platform.bus, latch >> 8 & 0xFFFF, (latch & 0xFC) + port - CONFIG_DATA, inside, value & (1 << 8 * inside) - 1)
+            self.put(latch >> 8 & 0xFFFF, (latch & 0xFC) + port - CONFIG_DATA, inside, value & (1 << 8 * inside) - 1)
+
+    def put(self, source: int, offset: int, width: int, value: int) -> None:
+        """A write to configuration space: lost where the function is not the guest's own, or would answer at an address that is not."""
+        if self._allowed(source, write=True):
+            put_within(self.platform.bus, source, offset, width, value, self._is_its_own)
+
+    def _is_its_own(self, start: int, end: int) -> bool:
+        """Whether the guest's nested tables map all of the host-physical [start, end) to itself, or the core answers there for it."""
+        root = self.memory.read64(self.base + Part.DATA + Data.N_CR3)
+        pages = range(start & ~0xFFF, end, PAGE)
+        return all(translate(self.memory, root, page) == page or trap_at(self.traps, page) for page in pages)
 
     def _allowed(self, source: int, write: bool) -> bool:
         return allowed(self.memory, self.memory.read64(self.base + Part.DATA + FUNCTION_MAP), source, write)
@@ -113,6 +140,15 @@ class TinyExits(Exits):
             if carry_out(self.memory, vmcb, Trap(address & ~0xFFF, (address & ~0xFFF) + PAGE, _Nobody()), address):
                 vmcb.inject_exception(GENERAL_PROTECTION, 0)
         elif not writable(self.memory, root, address) and (length := length_at_rip(self.memory, vmcb)):
-            vmcb.skip(length)
+            if self._carry_out_config(vmcb, address):
+                vmcb.skip(length)
         else:
             super().nested_page_fault(vmcb)
+
+    def _carry_out_config(self, vmcb: Vmcb, address: int) -> str | None:
+        """A store to the configuration window; why it could not be carried out, where it could not."""
+        window = self.memory.read64(self.base + Part.DATA + CONFIG_WINDOW)
+        if not window or not 0 <= address - window < 1 << 28:
+            return "it is no store to configuration space"
+        page = address & ~0xFFF
+        return carry_out(self.memory, vmcb, Trap(page, page + PAGE, _ConfigPage(self, page - window >> 12)), address)

@@ -3,7 +3,7 @@
 A function map in the core's memory has two bits for each requester id: bit 0 lets the guest read its configuration space, bit 1 write it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ...errors import BadTable, Unreadable
 from ...machine.bus import Bus
@@ -11,7 +11,8 @@ from ...machine.memory import PAGE, Memory
 from ...spec import acpi, pci
 from ..platform import config_read
 
-__all__ = ["MAP_PAGES", "allowed", "config_pages", "config_write", "function_map", "mapped_functions", "windows"]
+__all__ = ["MAP_PAGES", "allowed", "config_pages", "config_write", "config_window", "function_map", "mapped_functions",
+           "put_within", "windows"]
 
 MAP_PAGES = 4
 """Pages of a function map: 2^16 requester ids of two bits each."""
@@ -59,6 +60,25 @@ def config_write(bus: Bus, source: int, offset: int, width: int, value: int) -> 
     bus.port_write(CONFIG_DATA + (offset & 3), width, value)
 
 
+def put_within(bus: Bus, source: int, offset: int, width: int, value: int, own: Callable[[int, int], bool]) -> None:
+    """A write to configuration space that takes no effect where the function would then answer memory that is not all `own`."""
+    first = offset & ~3
+    if first != pci.COMMAND and not pci.BAR0 <= first < pci.BAR0 + 4 * _BARS:
+        return config_write(bus, source, offset, width, value)
+    command, before = config_read(bus, source, pci.COMMAND, 2), config_read(bus, source, first, 4)
+    if first == pci.COMMAND:
+        config_write(bus, source, offset, width, value)
+    else:
+        config_write(bus, source, pci.COMMAND, 2, command & ~pci.COMMAND_MEMORY)
+        config_write(bus, source, offset, width, value)
+    wanted = config_read(bus, source, pci.COMMAND, 2) if first == pci.COMMAND else command
+    if wanted & pci.COMMAND_MEMORY and not all(own(*window) for window in windows(bus, source)):
+        wanted = command
+        if first != pci.COMMAND:
+            config_write(bus, source, first, 4, before)
+    return config_write(bus, source, pci.COMMAND, 2, wanted)
+
+
 def windows(bus: Bus, source: int) -> list[Range]:
     """The half-open host-physical ranges of a function's memory base address registers, sized as software does it; the function does
     not answer there meanwhile."""
@@ -89,9 +109,18 @@ def _window(bus: Bus, source: int, offset: int, dwords: int) -> Range | None:
 
 def config_pages(memory: Memory, sources: Iterable[int]) -> list[int]:
     """The pages of the configuration windows (MCFG) in which functions of segment 0 are found, host-physical."""
+    found = _config_windows(memory)
+    return [w.base + source * PAGE for source in sources for w in found if w.first <= source >> 8 <= w.last]
+
+
+def config_window(memory: Memory) -> int:
+    """Where the first configuration window of segment 0 has bus 0 (host-physical); 0 where there is none."""
+    return next((w.base for w in _config_windows(memory)), 0)
+
+
+def _config_windows(memory: Memory) -> list[acpi.McfgWindow]:
     try:
-        found = [w for t in acpi.tables(memory) if t.signature == "MCFG" and t.length
-                 for w in acpi.parse_mcfg(memory.read(t.address, t.length)).windows if not w.segment]
+        return [w for t in acpi.tables(memory) if t.signature == "MCFG" and t.length
+                for w in acpi.parse_mcfg(memory.read(t.address, t.length)).windows if not w.segment]
     except (BadTable, Unreadable):
         return []
-    return [w.base + source * PAGE for source in sources for w in found if w.first <= source >> 8 <= w.last]

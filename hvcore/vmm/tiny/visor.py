@@ -18,7 +18,7 @@ from ..nested import build_host
 from ..pci import Function
 from ..platform import Console, Platform, SplitPlatform
 from . import functions as fn
-from .exits import FUNCTION_MAP, TinyExits, io_permissions
+from .exits import CONFIG_WINDOW, FUNCTION_MAP, TinyExits, io_permissions
 from .memory import GuestMemory
 from .split import choose_share, guest_2_map, without
 from .tables import map_range, nested_of_its_own, take_from_domain, take_from_nested
@@ -54,11 +54,13 @@ class SecondGuest:
 
 
 class TinyVisor:
-    """Splits the machine of a core.  `share` is guest 2's part, `guest` what runs on it, None before it was started."""
+    """Splits the machine of a core.  `share` is guest 2's part, `others` are the functions that are not, `guest` is what runs on it, None
+    before it was started."""
 
     def __init__(self, core: Splittable, functions: list[Function], e820: tuple[E820Entry, ...], wanted: str):
         self.core, self.memory, self.bus = core, core.memory, core.bus
         self.share = choose_share(core.bus, functions, e820, wanted)
+        self.others = [f.source for f in functions if f.source not in self.share.functions]
         self.windows = [w for source in sorted(self.share.functions) for w in fn.windows(core.bus, source)]
         self.guest: SecondGuest | None = None
         self._must_not_overlap()
@@ -97,7 +99,7 @@ class TinyVisor:
         root = self.memory.read64(base + Part.DATA + Data.N_CR3)
         pages = [(page, page + PAGE) for page in fn.config_pages(self.memory, self.share.functions)]
         take_from_nested(self.memory, heap, root, (self.share.start, self.share.end), [*self.windows, *pages],
-                         fn.config_pages(self.memory, self.share.bridges))
+                         fn.config_pages(self.memory, self.others))
         self._guard_ports(heap, base, fn.function_map(True, self.share.functions, self.share.bridges))
 
     def start_second(self, elf: Elf, command_line: str, heap: Heap) -> SecondGuest:
@@ -107,9 +109,8 @@ class TinyVisor:
         base = _block(heap, HEAP // PAGE)
         self.memory.u8(base, HEAP)[:] = 0
         self.core.lay_out(base)
-        pages = [(page, page + PAGE) for page in fn.config_pages(self.memory, share.functions)]
-        n_cr3 = nested_of_its_own(self.memory, heap, share.start, share.end, [*self.windows, *pages],
-                                  fn.config_pages(self.memory, share.above))
+        n_cr3 = nested_of_its_own(self.memory, heap, share.start, share.end, self.windows,
+                                  fn.config_pages(self.memory, share.functions | share.above))
         platform = self.core.platform.second()
         self.core.stand_at_stub(platform, base, start, build_host(self.memory, heap, base + Part.TEXT), n_cr3)
         self._guard_ports(heap, base, fn.function_map(False, share.functions, share.above))
@@ -123,6 +124,7 @@ class TinyVisor:
         self.memory.write(iopm, io_permissions())
         self.memory.write(functions, function_map)
         self.memory.write64(base + Part.DATA + FUNCTION_MAP, functions)
+        self.memory.write64(base + Part.DATA + CONFIG_WINDOW, fn.config_window(self.memory))
         vmcb = self.memory.read64(base + Part.DATA + Data.VMCB)
         self.memory.write64(vmcb + ControlArea.IOPM, iopm)
         asked = self.memory.read32(vmcb + ControlArea.INTERCEPTS_1)
