@@ -24,8 +24,9 @@ def subject_of(pc: Pc, core: Core | None, parts: Sequence[tuple[str, int, int]],
         return Subject(pc.memory, pc.units, None)
     behind = {u.base: pc.topology.requesters(i) for i, u in enumerate(pc.units)}
     uncovered, note = _uncovered(pc.topology)
-    return Subject(pc.memory, pc.units, (base, base + core.size), base + Part.BLANK, parts, core.nested_root(), pc.machine.host_address_width,
-                   lambda unit: behind[unit], uncovered, note, openings, _second_guest(pc, core), _shared(pc, core), domains)
+    region, width = (base, base + core.size), pc.machine.host_address_width
+    return Subject(pc.memory, pc.units, region, base + Part.BLANK, parts, core.nested_root(), width, lambda unit: behind[unit],
+                   uncovered, note, openings, _second_guest(pc, core), _shared(pc, core), domains)
 
 
 def _shared(pc: Pc, core: Core) -> Shared | None:

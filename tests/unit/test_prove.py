@@ -411,6 +411,25 @@ def test_the_mended_core_is_out_of_reach(machine):
     assert "plugged in" in proof.note          # its DMAR names each function, and covers no other
 
 
+def test_every_claim_holds_where_the_unit_remaps_interrupts_too():
+    """And each fails by itself when what it rests on is taken away."""
+    with Machine.load("q35-6g-intremap") as m:
+        run = m.boot(Config(PROFILE="mended"))
+        assert run.proof.holds, str(run.proof)
+        m.pc.units[0].mmio_write(0x18, 4, 1 << 31)
+        assert verdicts(run.proof) == {FORGES}
+        assert passes_on(m, run.proof.claims[FORGES].counterexample)
+        m.pc.units[0].mmio_write(0x18, 4, 0)
+        assert verdicts(run.proof) >= {WRITES, READS, FORGES}
+
+
+def passes_on(machine: Machine, told: Counterexample) -> bool:
+    """Whether a device's message gets through to the processors."""
+    before = len(machine.pc.messages)
+    assert machine.pc.fabric.port(told.source).write(told.address, b"\x31\0\0\0").ok
+    return len(machine.pc.messages) == before + 1
+
+
 def test_registers_that_the_guest_reaches_are_a_hole_for_they_switch_translation_off(machine):
     run = machine.boot(Config(PROFILE="mended", HIDE_VTD_REGS=False))
     told = run.proof.claims[CPU_REGISTERS].counterexample
