@@ -29,7 +29,7 @@ NOTHING = "The guest has not attacked yet."
 class AttackView(View):
     """Chooses an attack and shows what came of it; `on_attack(name, device)` is called for the button, device None for the first there is.
 
-    Without `on_attack` it shows results alone.
+    `allow` says whether it can be pressed.  Without `on_attack` the view shows results alone.
     """
 
     _esm = module("evidence", "attack")
@@ -40,6 +40,7 @@ class AttackView(View):
     of = traitlets.Unicode("").tag(sync=True)
     said = traitlets.Unicode(NOTHING).tag(sync=True)
     enabled = traitlets.Bool(True).tag(sync=True)
+    boots = traitlets.Bool(False).tag(sync=True)
     takes = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, result: Attack | None = None, selection: Selection | None = None,
@@ -60,6 +61,10 @@ class AttackView(View):
         choice, _ = choice_of(result)
         if choice:
             self.selection.choose(**choice)
+
+    def allow(self, state: str) -> None:
+        """A running machine cannot attack; one whose guest does not wait is booted for it, and the view says so."""
+        self.enabled, self.boots = state != "running", state not in ("running", "waiting")
 
     def _received(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
         name, device = content.get("name"), content.get("device") or None

@@ -5,6 +5,7 @@ from typing import Any
 
 from hvcore import Config, Machine
 from hvcore.errors import HvlabError
+from hvcore.guests import GuestView
 from hvcore.inspect.walk import Walk, walk
 from hvcore.run import Run
 from hvcore.spec.paging import NESTED
@@ -196,6 +197,83 @@ def _culprit(answer: Any, m: Machine) -> Finding:
     return found(RIGHT if writer.who == format_bdf(source) else "other device", at=answer[0], source=format_bdf(source))
 
 
+# --- 9: two guests
+
+_GUEST_2_BYTE = 0x400_0000
+"""A guest-physical address of guest 2."""
+
+
+def _where(answer: Any, m: Machine) -> Finding:
+    run = m.run
+    assert run is not None
+    if not is_number(answer):
+        return found("number")
+    if len(run.guests) < 2:
+        return found("not split")
+    if answer < 0 or not m.pc.memory.backed(answer, 4):
+        return found("no memory", at=answer)
+    first, second = run.guests
+    if all(_arrives(m, second, answer, value) for value in (0x0BADCAFE, 0x600DCAFE)):
+        return found(RIGHT, at=answer)
+    for key, ranges in (("guest 1's", first.ram), ("core's own", [(vmm_range(run).start, vmm_range(run).stop)])):
+        if any(start <= answer < end for start, end in ranges):
+            return found(key, at=answer)
+    return found("elsewhere", at=answer)
+
+
+def _arrives(m: Machine, guest: GuestView, at: int, value: int) -> bool:
+    """Whether what the guest's processor writes is to be found at a host-physical address."""
+    guest.command(f"poke {_GUEST_2_BYTE:#x} {value:#x}")
+    return m.pc.memory.read(at, 4) == value.to_bytes(4, "little")
+
+
+_DISK = 0x0010
+"""Requester id (00:02.0) of the NVMe controller on the q35 machines."""
+
+
+def _disk(answer: Any) -> Finding:
+    if not isinstance(answer, Config):
+        return found("no config")
+    with Machine.load("q35-6g") as m:
+        try:
+            run = m.boot(answer)
+        except HvlabError as e:
+            return found("refused", error=e)
+        if run.outcome == "vmm-panic":
+            return found("panic", why=run.why)
+        if len(run.guests) < 2:
+            return found("not split")
+        first, second = run.guests
+        if _DISK not in second.devices:
+            return found("no disk")
+        for guest in (first, second):
+            if guest.outcome != "up":
+                return found("not up", guest=guest.name, why=guest.why)
+        return found("open" if _leaks(run, first, second) else RIGHT, why=second.why)
+
+
+def _leaks(run: Run, first: GuestView, second: GuestView) -> bool:
+    """Whether the tables of a device of guest 2 lead into guest 1's RAM."""
+    theirs = [d for d in run.domains if set(d.devices) & set(second.devices)]
+    reached = [(r.start + r.offset, r.end + r.offset) for d in theirs for r in d.runs if r.perm != "-"]
+    return not theirs or any(a < end and start < b for a, b in reached for start, end in first.ram)
+
+
+def _group(answer: Any) -> Finding:
+    if not isinstance(answer, (set, frozenset, list, tuple)):
+        return found("no set")
+    if not all(isinstance(name, str) and requester(name) is not None for name in answer):
+        return found("no set")
+    with booted("q35-2g-bridges", Config(PROFILE="mended", TINYVISOR=True, GUEST2_DEVICES="04:05.0")) as (_, run):
+        got = {format_bdf(source) for source in run.guests[1].devices}
+        bridges = {format_bdf(f.source) for f in run.functions if "bridge" in f.kind}
+    names = {format_bdf(requester(name) or 0) for name in answer}
+    if names == got:
+        return found(RIGHT)
+    key = "bridge" if names & bridges else "alone" if names == {"04:05.0"} else "too many" if names > got else "other"
+    return found(key, names=", ".join(sorted(names - got)) or "none")
+
+
 ATTACK_EXERCISES: dict[str, tuple[bool, Callable[..., Finding]]] = {
     "07-find": (False, _find),
     "07-open": (False, _open),
@@ -203,5 +281,8 @@ ATTACK_EXERCISES: dict[str, tuple[bool, Callable[..., Finding]]] = {
     "08-mends": (False, _mends),
     "08-hole": (False, _hole),
     "08-culprit": (True, _culprit),
+    "09-where": (True, _where),
+    "09-disk": (False, _disk),
+    "09-group": (False, _group),
 }
 """By name, as `EXERCISES` has them."""

@@ -193,7 +193,7 @@ def _say(drawing: Drawing, sentences: Sequence[str], y: float) -> float:
     """Sentences in lines as wide as the drawing, from baseline `y`; returns the baseline after them."""
     for sentence in sentences:
         for i, line in enumerate(wrap(sentence, LETTERS)):
-            drawing.text(8 if i == 0 else 20, y, line, bold=i == 0)
+            drawing.text(8 if i == 0 else 20, y, line, bold=True)
             y += 18
     return y + 4 if sentences else y
 

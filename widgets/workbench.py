@@ -237,7 +237,7 @@ class Workbench(ipw.VBox):
     def _allow(self, state: str) -> None:
         """What can be done in a state of the machine can be pressed."""
         self.controls.allow(state)
-        self.attacks.one.enabled = state != "running"
+        self.attacks.one.allow(state)
 
     def _choose_fault(self, run: Run) -> None:
         """Where nothing is chosen, a new run's first fault is; a chosen fault is looked for in the new run."""

@@ -60,7 +60,7 @@ def test_the_grid_is_run_gone_through_by_keys_followed_by_all_views_and_booted_f
     said = bench.grid.locator(".hv-said")
     bench.grid.get_by_role("button", name="Run all attacks").click()
     expect(bench.grid.locator("td button").first).to_be_visible()
-    bench.grid.get_by_role("button", name="Stop", exact=True).click()
+    bench.grid.get_by_role("button", name="Stop the attacks").click()
     expect(said).to_have_text(re.compile(r"^Stopped\. \d+ of 64 attacks: "))
     bench.grid.get_by_role("button", name="Run all attacks again").click()
     expect(said).to_have_text(re.compile(r"^64 attacks: \d+ blocked, \d+ succeeded"), timeout=60_000)

@@ -11,7 +11,7 @@ from hvcore.attack import ATTACKS
 from hvcore.errors import HvlabError
 from hvcore.inspect.matrix import MARKS, Cell, Matrix, matrix
 from hvcore.vmm.config import POLICIES
-from hvcore.worker import Worker
+from hvcore.worker import Listener, Worker
 from widgets import AttackView, MatrixView, Selection, Workbench
 from widgets.evidence import VERDICT_FILLS, brief, choice_of, policy_words
 
@@ -145,6 +145,19 @@ def test_stop_ends_the_matrix_with_what_was_done(machine: Machine) -> None:
         assert worker.attack(machine, "steal-key", Config()).result(60).verdict == "blocked"
 
 
+def test_an_attack_that_is_stopped_has_no_verdict(machine: Machine) -> None:
+    class Stopper(Listener):
+        def progress(self, machine: Machine, phase: str | None, seconds: float) -> None:
+            if phase == "acpi":
+                worker.stop()
+
+    with Worker(Stopper()) as worker:
+        stopped = worker.attack(machine, "before-te", Config())
+        with pytest.raises(HvlabError, match="before-te was stopped before it was over"):
+            stopped.result(30)
+        assert machine.state == "stopped"
+
+
 def test_an_attack_that_does_not_exist_is_told(machine: Machine) -> None:
     with Worker() as worker, pytest.raises(HvlabError, match="there is no attack"):
         worker.attack(machine, "ask-nicely").result(30)
@@ -208,6 +221,21 @@ def test_an_early_attack_boots_and_says_so(bench: Workbench, machine: Machine) -
     assert bench.before is not None and bench.before.number == 1
     assert bench.attacks.one.result["attack"] == "before-te"
     assert next(a for a in bench.attacks.one.attacks if a["name"] == "before-te")["early"] == "yes"
+
+
+def test_where_no_guest_waits_the_machine_is_booted_for_the_attack_and_the_view_says_so(bench: Workbench, machine: Machine) -> None:
+    one = bench.attacks.one
+    assert (one.enabled, one.boots) == (True, False)
+    bench.controls.options.policy.value = "article"
+    bench.controls.buttons["reboot"].click()
+    bench.wait()
+    assert machine.run.outcome == "vmm-panic"
+    assert (one.enabled, one.boots) == (True, True)
+    press(one, "attack", name="steal-key", device="")
+    bench.wait()
+    assert (machine.run.number, one.result["verdict"], one.result["choice"]) == (3, "boot failed", None)
+    bench.hear_progress(machine, "guest runs", 0.1)
+    assert (one.enabled, one.boots) == (False, False)
 
 
 def test_nonsense_from_the_browser_attacks_nobody(bench: Workbench, machine: Machine) -> None:

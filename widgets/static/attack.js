@@ -25,7 +25,8 @@ function render({ model, el }) {
   function describe() {
     const { goal, way, against, early } = about(attack.value) ?? {};
     what.replaceChildren(terms([["wants", goal], ["way", way], ["against it", against],
-      ["beware", early ? "this device is at work before the core: the machine is booted anew for it" : ""]]));
+      ["beware", early ? "the device is at work before the core: the machine is booted anew for it" :
+        model.get("boots") ? "no guest waits for a command now: the machine is booted anew for it" : ""]]));
   }
 
   function state() {
@@ -33,6 +34,7 @@ function render({ model, el }) {
     said.textContent = model.get("said");
     form.hidden = what.hidden = !(model.get("takes") && selection?.live());
     go.disabled = !model.get("enabled");
+    describe();
   }
 
   function show() {
@@ -51,7 +53,7 @@ function render({ model, el }) {
   attack.addEventListener("change", describe);
   const offs = [
     onChange(model, ["attacks", "devices"], fill),
-    onChange(model, ["label", "said", "enabled", "takes"], state),
+    onChange(model, ["label", "said", "enabled", "boots", "takes"], state),
     onChange(model, ["result", "of"], show),
   ];
   const leave = withSelection(model, (shared) => { selection = shared; state(); });

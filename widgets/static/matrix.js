@@ -98,7 +98,7 @@ function render({ model, el }) {
     run.hidden = !(model.get("buttons") && selection?.live());
     intro.hidden = run.hidden;
     intro.textContent = "A wicked driver in the guest tries every attack under every policy, on a second machine of the same kind: yours goes on as it is.";
-    run.textContent = running ? "Stop" : done ? "Run all attacks again" : "Run all attacks";
+    run.textContent = running ? "Stop the attacks" : done ? "Run all attacks again" : "Run all attacks";
     progress.hidden = !running;
     progress.max = all || 1;
     progress.value = done;
