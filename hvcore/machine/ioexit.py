@@ -27,11 +27,11 @@ def intercepted(memory: Memory, vmcb: int, port: int, width: int) -> bool:
 
 
 def describe(memory: Memory, vmcb: int, port: int, width: int, value: int | None) -> None:
-    """Puts the exit into the VMCB: `value` is what an OUT sends, None for an IN."""
-    memory.write64(vmcb + ControlArea.EXITCODE, ExitCode.IOIO)
-    memory.write64(vmcb + ControlArea.EXITINFO1, io_info(port, width, value is None))
+    """Puts the exit into a VMCB that intercepts it: `value` is what an OUT sends, None for an IN."""
+    _U64.pack_into(memory.map, vmcb + ControlArea.EXITCODE, ExitCode.IOIO)
+    _U64.pack_into(memory.map, vmcb + ControlArea.EXITINFO1, io_info(port, width, value is None))
     if value is not None:
-        memory.write64(vmcb + SaveArea.RAX, value)
+        _U64.pack_into(memory.map, vmcb + SaveArea.RAX, value)
 
 
 def answer(memory: Memory, vmcb: int, width: int) -> int:
