@@ -153,7 +153,7 @@ class Watched:
     def reaches(self, iova: int, source: int = NVME) -> object:
         """Where a write of a device comes out, or the reason of the fault."""
         found = self.unit.remap(DmaRequest(source, iova, 8, Direction.WRITE))
-        return found if isinstance(found, int) else vtd.FaultReason(found.reason)
+        return found if isinstance(found, int) else vtd.FaultReason(found.reason) if found.reason else "protected"
 
     def words(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """A copy of the guest's memory and of the core's."""
