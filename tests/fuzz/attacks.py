@@ -35,7 +35,7 @@ from .programs import Places, program
 __all__ = ["TARGETS"]
 
 _MACHINES = (*["q35-2g"] * 7, "q35-2g-bridges", "q35-2g-bridges", "q35-2g-rootport", "q35-6g-intremap")
-_PATIENCE = 0.4
+_PATIENCE = 0.2
 """Seconds of processor time after which a guest that never waits is given up, however busy the host is."""
 _EDGES = (0, 0x1000, 0x9FC00, 0xA0000, 0xF0000, 0x100000, 0x8000_0000, 0xB000_0000, 0xB001_8000, 0xC000_0000, 0xFEC0_0000, 0xFEE0_0000,
           0xFEE0_0FFC, 0xFFFF_FFFF, 1 << 32, (1 << 32) + 0x1000, 1 << 39, 1 << 40, (1 << 40) - 8, 1 << 47, (1 << 64) - 8, 1 << 52)
@@ -144,7 +144,7 @@ def _volatile(run: Run) -> Iterator[tuple[int, int]]:
     assert run.core is not None
     if run.core.storage:
         pages = run.core.storage.driver.pages
-        yield min(pages.state, pages.shadow), max(pages.end, pages.state + PAGE)
+        yield pages.shadow, pages.state + 3 * PAGE
     if run.core.tiny and run.core.tiny.guest:
         for base in (run.core.tiny.guest.base, run.vmm.base or 0):
             yield base + Part.DATA, base + Part.MSRPM
@@ -264,13 +264,13 @@ def _lines(r: Random, run: Run, places: Places) -> Iterator[str]:
 
 
 def attack_program(seed: int) -> str:
-    """The lab guest does wicked things, in up to four programs, as long as it lives."""
+    """The lab guest does wicked things, in up to eight programs, as long as it lives."""
     ran = 0
 
     def act(r: Random, machine: Machine) -> _Watch:
         nonlocal ran
         watch = _boot(r, machine)
-        while machine.state == "waiting" and ran < 4:
+        while machine.state == "waiting" and ran < 8:
             _tell(r, machine, watch.places)
             watch.check()
             ran += 1

@@ -162,7 +162,7 @@ class _Writer:
     def long_move(self) -> bytes:
         """A repeated string instruction over a range that is short, or reaches far."""
         r = self.r
-        count = r.choice((1, 64, 4096, 0x10000, 0x80000, number(r, 20)))
+        count = r.choice((1, 64, 4096, 4096, 0x10000, number(r, 20)))
         ends = _load(_RDI, self.places.address(r)) + _load(_RSI, self.places.address(r))
         return (ends + _load(_RCX, count) + _load(_RDX, r.choice(_PORTS)) + _load(_RAX, number(r, 64)) + r.choice((b"", b"", b"\xfd"))
                 + r.choice(_REPEATED))
