@@ -411,6 +411,8 @@ class Machine:
         self._must_not_be_booting()
         if self.state == "off" or self.exits is None:
             raise HvlabError("there is no guest yet: boot the machine, or resume() the boot")
+        if self._residents and (ended := self._residents.of(1).ended):
+            raise HvlabError(f"guest 1, which is the one that is stepped, has ended: {ended.why}")
         return self.exits.base
 
     # --- using a running guest

@@ -34,6 +34,11 @@ class Resident:
         self.ended = self.ended or outcome.Ending("guest-crash", why)
         self.seat.cpu.stop(StopKind.REQUEST, why)
 
+    def park(self) -> None:
+        """Its processor never runs again, and its timer, which could wake nobody, stops."""
+        self.seat.parked = True
+        self.seat.pit.reset()
+
 
 class Residents(Iterable[Resident]):
     """Both guests.  `panic` is told what the core cannot bear at an exit of either, `over` says whether the machine as a whole stops."""
@@ -90,7 +95,8 @@ class Residents(Iterable[Resident]):
                 break
             if ending.outcome == "vmm-panic":
                 return ending
-            resident.ended, resident.seat.parked = ending, True
+            resident.ended = ending
+            resident.park()
         return self.ending if all(r.ended for r in self._all) else None
 
     @property

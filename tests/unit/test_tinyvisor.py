@@ -447,11 +447,11 @@ def only_guest_2(source: int, code: str, other: str) -> bytes:
     return bytes.fromhex(SEES.format(address=(source << 8).to_bytes(3, "little").hex(), skip=f"{skip:02x}") + code + other)
 
 
-def spinner(source: int) -> Elf:
-    """The lab guest, but guest 2, which sees function `source`, spins instead."""
+def spinner(source: int, code: str = "ebfe") -> Elf:
+    """The lab guest, but guest 2, which sees function `source`, spins instead, or does what `code` says."""
     lab, at = lab_guest(), 0x2000000
-    code = only_guest_2(source, "ebfe", "48c7c0" + lab.entry.to_bytes(4, "little").hex() + "ffe0")
-    return Elf(at, (*lab.segments, Segment(at, code, PAGE)))
+    thunk = only_guest_2(source, code, "48c7c0" + lab.entry.to_bytes(4, "little").hex() + "ffe0")
+    return Elf(at, (*lab.segments, Segment(at, thunk, PAGE)))
 
 
 def until_ready(machine: Machine) -> Callable[[str | None], None]:
@@ -477,6 +477,17 @@ def test_a_guest_that_spins_does_not_hide_the_other() -> None:
         assert [g.outcome for g in run.guests] == ["up", "guest-crash"] and "still running after 3 s" in run.guests[1].why
         assert lspci(run.guests[0]) and machine.state == "waiting"
         assert second.ram == run.guests[1].ram
+
+
+@pytest.mark.parametrize("end", ["0f0b", "48b80000000000010000ff20", "48c7c00000ff7f0f22d8ebfe"], ids=["ud2", "far jump", "bad tables"])
+def test_a_guest_that_dies_takes_its_timer_with_it(end: str) -> None:
+    """Guest 2 starts a periodic timer (8254, mode 2), then faults with no descriptor table for it; guest 1 comes to wait for input."""
+    with Machine.load("q35-6g") as machine:
+        options = Config(PROFILE="mended", TINYVISOR=True, GUEST2_DEVICES="00:03.0")
+        run = machine.boot(options, guest=spinner(0x18, "b034e643b000e640b010e640" + end), limit=20)
+        assert (machine.state, [g.outcome for g in run.guests]) == ("waiting", ["up", "guest-crash"])
+        assert "triple fault" in run.guests[1].why and "0x2000" in run.guests[1].why
+        assert lspci(run.guests[0]) and machine.pc.clock.next() is None
 
 
 def test_looking_at_a_boot_of_two_takes_no_time() -> None:
@@ -547,6 +558,14 @@ def test_a_boot_of_two_is_stopped_anywhere_and_comes_to_its_end(pause: float) ->
             stops.append(machine.state)
         assert len(stops) > 5 and machine.state == "waiting"
         assert (run.outcome, run.console.guest, run.console.guest2) == ("up", want.guest, want.guest2)
+
+
+def test_a_dead_guest_is_not_stepped() -> None:
+    with split() as (machine, _, first, second):
+        first.command("crash")
+        with pytest.raises(HvlabError, match="guest 1, which is the one that is stepped, has ended"):
+            machine.step()
+        assert lspci(second) == {"00:03.0"}
 
 
 def test_stepping_is_guest_1s() -> None:
