@@ -52,7 +52,7 @@ def _attack(machine: "Machine", scenario: Scenario, device: str | None) -> Attac
     """The guest tries; what it came to is read off the machine."""
     run = machine.run
     assert run is not None and run.vmm.base is not None and run.core is not None and run.core.heap is not None
-    scene = Scene(machine.pc, run.vmm.base, run.core.heap.top)
+    scene = Scene(machine.pc, run.vmm.base, run.core.heap.top, run.core.storage.working if run.core.storage else (0, 0))
     first = 0 if scenario.early else machine.pc.fabric.issued
     console = run.guest.command(f"attack {scenario.name}{f' {device}' if device else ''}")
     with machine.still():

@@ -29,11 +29,13 @@ _MARK = re.compile(r"attack: mark at 0x([0-9a-f]+)")
 
 @dataclass
 class Scene:
-    """A machine about to be attacked.  `base` is the core's (host-physical); everything of it up to `end` is compared afterwards."""
+    """A machine about to be attacked.  `base` is the core's (host-physical); everything of it up to `end` is compared afterwards, but the
+    half-open range in which a driver of the core is at `work`."""
 
     pc: "Pc"
     base: int
     end: int
+    work: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         self._before = self.pc.memory.u8(self.base, self.end - self.base).copy()
@@ -83,7 +85,8 @@ class Scene:
                     yield self.base + part + start, self.base + part + end
         yield from self._pages(now, Part.TEXT, Part.DATA)
         yield from self._pages(now, Part.MSRPM, HEAP)
-        yield from self._pages(now, HEAP, self.end - self.base)
+        for start, end in ((self.base + HEAP, self.work[0] or self.end), (self.work[1] or self.end, self.end)):
+            yield from self._pages(now, start - self.base, end - self.base)
 
     def _pages(self, now: NDArray[np.uint8], start: int, end: int) -> Iterator[tuple[int, int]]:
         different = now[start:end].view(np.uint64) != self._before[start:end].view(np.uint64)

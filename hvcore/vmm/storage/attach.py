@@ -36,6 +36,11 @@ class Attached:
         """The half-open host-physical range that the controller must reach, and nothing else."""
         return self.driver.pages.shadow, self.driver.pages.end
 
+    @property
+    def working(self) -> tuple[int, int]:
+        """The half-open host-physical range that changes while the driver works: the shadow, and its records."""
+        return self.driver.pages.shadow, self.driver.pages.last
+
 
 def attach(platform: Platform, heap: Heap, base: int, size: int, functions: Iterable[Function], console: Console,
            stubborn: bool) -> Attached | None:

@@ -143,6 +143,11 @@ class Pages:
         """Behind the last page that the controller reaches."""
         return self.shadow + SHADOW_PAGES * PAGE
 
+    @property
+    def last(self) -> int:
+        """Behind the driver's last page."""
+        return self.state + _STATE_PAGES * PAGE
+
     def cq(self, number: int) -> int:
         """A shadow completion queue."""
         return self.shadow + (_ADMIN_CQ + (number - 1) * _CQ if number else 0) * PAGE
