@@ -10,6 +10,7 @@ from hvcore import Config, Machine
 from hvcore.errors import HvlabError
 from widgets.course import Card, Course, Predict, check
 from widgets.exercises import EXERCISES, RIGHT, broken_machine, crime_scene, examine
+from widgets.exercises_attacks import _leaks
 from widgets.hints import LANGUAGES, hints, more, said
 
 VMM = 0x77C00000
@@ -331,6 +332,49 @@ def test_who_opened_the_hypervisor():
         assert {answer: key("08-culprit", answer, scene) for answer in answers} == answers
         assert [scene.run.who_wrote(at)[0].who for at in (entry, harmless)] == ["00:02.0", "00:03.0"]
         assert key("08-culprit", entry, scene) == "no pair"
+
+
+@pytest.fixture(scope="module")
+def split() -> Iterator[Machine]:
+    with Machine.load("q35-6g") as machine:
+        machine.boot(Config(PROFILE="mended", TINYVISOR=True))
+        yield machine
+
+
+@pytest.mark.parametrize(("answer", "found"), [
+    (0x5DE0_0000, RIGHT), (0x400_0000, "guest 1's"), (VMM + 0x400_0000, "core's own"), (0x5DE0_0010, "elsewhere"),
+    (0x9000_0000, "no memory"), (-1, "no memory"), ("x", "number")])
+def test_where_guest_2_has_a_byte(split, answer, found):
+    assert key("09-where", answer, split) == found
+
+
+def test_a_machine_of_one_guest_has_no_guest_2(q35):
+    assert key("09-where", 0x5DE0_0000, q35) == "not split"
+
+
+@pytest.mark.parametrize(("options", "found"), [
+    ({"GUEST2_DEVICES": "00:02.0"}, RIGHT), ({"GUEST2_DEVICES": "00:02.0,00:03.0", "PROFILE": "mended"}, RIGHT), ({}, "no disk"),
+    ({"GUEST2_DEVICES": "00:02.0", "VTD_TRANS": False}, "not up"), ({"TINYVISOR": False}, "not split"),
+    ({"GUEST2_DEVICES": "00:05.0"}, "refused"), ({"GUEST2_DEVICES": "00:02.0", "IOMMU_MAP_END": "e820"}, "panic")])
+def test_the_disk_for_guest_2(options, found):
+    assert key("09-disk", Config(**({"TINYVISOR": True} | options))) == found
+
+
+def test_who_leaks():
+    with Machine.load("q35-6g") as machine:
+        run = machine.boot(Config(TINYVISOR=True, GUEST2_DEVICES="00:02.0"))
+        first, second = run.guests
+        assert not _leaks(run, first, second)
+        walk = machine.pc.units[0].walk(0x10, 0x500_0000).steps[-1]
+        machine.pc.memory.write64(walk.address, 0x3000_0003)
+        assert _leaks(run, first, second)
+
+
+@pytest.mark.parametrize(("answer", "found"), [
+    ({"04:05.0", "05:06.0"}, RIGHT), (["05:06.0", "04:05.0"], RIGHT), ({"04:05.0"}, "alone"), ({"04:05.0", "05:06.0", "00:1e.0"}, "bridge"),
+    ({"04:05.0", "05:06.0", "03:00.0"}, "too many"), ({"03:00.0"}, "other"), ({"nvme"}, "no set"), ("04:05.0", "no set")])
+def test_which_functions_go_together(answer, found):
+    assert key("09-group", answer) == found
 
 
 # --- what is said
