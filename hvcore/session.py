@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import outcome, stepping
 from .engine import Abandoned, Engine
-from .errors import BadConfig, BadMachine, HvlabError, Unreadable
+from .errors import BadConfig, HvlabError, Unreadable
+from .guestimage import command_line, lab_guest
 from .inspect.records import Records, html_table
 from .inspect.steps import ExitStep, Registers, Step
 from .machine.cpu import StopKind
@@ -26,8 +27,8 @@ from .machine.partition import Partition
 from .machine.pc import Pc
 from .phases import Phases, doing
 from .run import Run
-from .sources import images_dir, load
-from .spec.linuxboot import Elf, load_elf
+from .sources import load
+from .spec.linuxboot import Elf
 from .spec.pci import format_bdf
 from .twoguests import Residents
 from .vmm.config import POLICIES, Config
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Machine", "command_line", "lab_guest"]
 
-COMMAND_LINE = "console=ttyS0,115200"
 WALL_LIMIT = 60.0
 """Seconds of wall time after which a guest that never waits is given up, where nobody says otherwise."""
 Watch = Callable[[str | None], None]
@@ -505,22 +505,6 @@ class Machine:
     def _repr_html_(self) -> str:
         rows = [row for row in self._facts() if row[1]]
         return html_table(f"Machine {self.name}", ("what", "how it is"), rows, (False, False), row_heads=True)
-
-
-def lab_guest() -> Elf:
-    """The lab guest that hvlab ships."""
-    path = images_dir() / "guests" / "lab.elf"
-    if not path.exists():
-        raise BadMachine(f"{path} is missing: build it with `make images`")
-    return load_elf(path.read_bytes())
-
-
-def command_line(machine: MachineDescription) -> str:
-    """What the loader tells the guest; `pci=lastbus=` where there are buses to which no bridge leads, as on machines of two sockets."""
-    first = [f for f in machine.pci if not f.segment]
-    behind = {bus for f in first if f.subordinate for bus in range(f.secondary, f.subordinate + 1)}
-    roots = {f.source >> 8 for f in first} - behind - {0}
-    return COMMAND_LINE + (f" pci=lastbus={max(f.source >> 8 for f in first):d}" if roots else "")
 
 
 def _silent(_phase: str | None) -> None:
