@@ -64,7 +64,7 @@ class Schedule:
                 return None
             seat = self._next()
             if seat is None:
-                if not self.clock.skip():
+                if all(s.parked for s in self.seats) or not self.clock.skip():
                     return None
                 continue
             stop = self._run(seat)
@@ -113,8 +113,9 @@ class Schedule:
         self.turn.cpu.pause(at_once)
 
     def stop(self, kind: StopKind, detail: str) -> None:
-        """Ends the run of the processor that runs or ran last."""
-        self.turn.cpu.stop(kind, detail)
+        """Ends the run of the processor that runs or ran last; of another where that one never runs again."""
+        seat = next((s for s in (self.turn, *self.seats) if not s.parked), self.turn)
+        seat.cpu.stop(kind, detail)
 
 
 def _work_of_this_thread() -> Callable[[], float]:

@@ -311,14 +311,19 @@ def test_no_guest_changes_a_bridge() -> None:
         ecam = machine.description.ecam
         bridges = {f.description.source: f for f in machine.pc.root.functions.values() if f.description.model == "bridge"}
         assert {"03:00.0"} < lspci(second) and not {"02:04.0", "05:06.0"} & lspci(second)
-        assert len(bridges) > 2 and not set(bridges) & {*first.devices, *second.devices}
+        assert len(bridges) > 2 and not set(bridges) & {*first.devices, *second.devices} and ecam
+        seen = {parse_bdf(name)[1] for name in lspci(second)}
+        for source, bridge in bridges.items():
+            expected = bytes(bridge.config[:4]) if source in seen else b"\xff" * 4
+            assert dump_bytes(second.command(f"peek {ecam.base + (source << 12):#x} 4")) == expected
+            assert dump_bytes(first.command(f"peek {ecam.base + (source << 12):#x} 4")) == bytes(bridge.config[:4])
+        assert set(bridges) & seen and set(bridges) - seen
         for guest in (first, second):
             for source, bridge in bridges.items():
                 before = bytes(bridge.config)
                 guest.command(f"out 0xcf8 {0x80000000 | source << 8 | SECONDARY_BUS & 0xFC:#x} 4")
                 guest.command("out 0xcfd 9")
-                if ecam:
-                    guest.command(f"poke {ecam.base + (source << 12) + SECONDARY_BUS:#x} 9 1")
+                guest.command(f"poke {ecam.base + (source << 12) + SECONDARY_BUS:#x} 9 1")
                 assert bytes(bridge.config) == before
 
 
