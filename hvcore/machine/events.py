@@ -61,8 +61,9 @@ class _Guest:
         return b"".join(parts)
 
     def push(self, stack: int, words: list[int]) -> int | None:
-        """Words onto the stack, the first one deepest; the new stack pointer, None where the stack is not mapped."""
-        stack = (stack & ~15) - 8 * len(words)
+        """Words onto the stack, the first one deepest; the new stack pointer, None where the stack is not mapped.  Below 0 it goes on at
+        the end of the address space."""
+        stack = (stack & ~15) - 8 * len(words) & (1 << 64) - 1
         places = [self._at(stack + 8 * i) for i in range(len(words))]
         if any(p is None or not self.memory.backed(p, 8) for p in places):
             return None

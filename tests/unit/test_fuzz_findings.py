@@ -15,6 +15,7 @@ from hvcore.inspect.dump import PageStore
 from hvcore.inspect.e820 import E820Map
 from hvcore.machine.bus import Bus
 from hvcore.machine.description import UnitDescription
+from hvcore.machine.events import deliver_injected_exception
 from hvcore.machine.memory import Memory
 from hvcore.machine.vtd import RemappingUnit
 from hvcore.machine.vtd.interrupts import InterruptEntry, InterruptEntryCache
@@ -24,6 +25,7 @@ from hvcore.sources.lspci import parse_qemu_pci
 from hvcore.spec.dmar import Dmar, Drhd, build
 from hvcore.spec.e820 import E820Entry
 from hvcore.spec.linuxboot import Elf, Segment
+from hvcore.spec.svm import EVENT_EXCEPTION, EVENT_VALID, ControlArea, SaveArea
 from hvcore.spec.vtd import CAP, CONTEXT_HIGH, context_entry
 from hvcore.vmm.config import parse_settings
 from hvcore.vmm.dmar import parse_dmar_bios_report
@@ -183,3 +185,21 @@ def test_a_segment_register_is_not_moved_to_registers_that_the_core_answers(code
         run = machine.boot(Config(**{option: True}), guest=_guest(code + "fbf4ebfc"), limit=5)  # type: ignore[arg-type]
         assert run.outcome == "guest-crash"
         assert (f"`{said}` is no instruction" if option == "NVME_DRIVER" else "exception 13") in run.why
+
+
+def test_an_exception_on_a_stack_that_begins_at_0() -> None:
+    """The frame lies at the end of the address space; it was an OverflowError."""
+    memory, vmcb, root = Memory([(0, 1 << 20)]), 0x1000, 0x2000
+    memory.write64(root, 0x3000 | 3)
+    memory.write64(0x3000, 0x83)
+    for table, last in ((root, 0x4000 | 3), (0x4000, 0x5000 | 3), (0x5000, 0x6000 | 3), (0x6000, 0x9000 | 3)):
+        memory.write64(table + 8 * 511, last)
+    for offset, value in ((ControlArea.EVENTINJ, EVENT_VALID | EVENT_EXCEPTION | 6), (ControlArea.N_CR3, 0x7000), (SaveArea.CR3, root),
+                          (SaveArea.IDTR, 0xFFF << 32), (SaveArea.IDTR + 8, 0xA000), (SaveArea.RIP, 0x1234)):
+        memory.write64(vmcb + offset, value)
+    memory.write64(0x7000, 0x8000 | 3)
+    memory.write64(0x8000, 0x83)
+    memory.write64(0xA000 + 16 * 6, 0x8E00 << 32 | 0x10 << 16 | 0x5678)
+    assert deliver_injected_exception(memory, vmcb) is None
+    assert (memory.read64(vmcb + SaveArea.RSP), memory.read64(vmcb + SaveArea.RIP)) == ((1 << 64) - 40, 0x5678)
+    assert memory.read64(0x9000 + 4096 - 40) == 0x1234
