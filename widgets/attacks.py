@@ -7,7 +7,7 @@ from typing import Any
 import ipywidgets as ipw
 import traitlets
 
-from hvcore import Machine
+from hvcore import Machine, Run
 from hvcore.attack import ATTACKS, Attack
 from hvcore.attack.run import DEVICES
 from hvcore.inspect.matrix import Matrix
@@ -16,7 +16,7 @@ from hvcore.vmm.config import POLICIES, Config
 from hvcore.worker import Worker
 
 from .drawing import Figure
-from .evidence import attack_words, brief, choice_of, evidence_html, wire_attack
+from .evidence import attack_words, brief, choice_of, evidence_html, wire_attack, without_unit
 from .matrix import MatrixView
 from .selection import Selection
 from .view import View, module, style
@@ -52,11 +52,12 @@ class AttackView(View):
         if result is not None:
             self.show(result)
 
-    def show(self, result: Attack) -> None:
-        """Shows a result, and chooses what it is about."""
+    def show(self, result: Attack, run: Run | None = None) -> None:
+        """Shows a result, and chooses what it is about; of a live `run`, also what a refused request would have done."""
+        without = without_unit(run, result.fault) if run is not None and result.fault is not None else ""
         with self.hold_sync():
             after = ". The views show the machine after it." if self.takes else ""
-            self.result, self.said = wire_attack(result), f"{result.attack}: {result.verdict}{after}"
+            self.result, self.said = wire_attack(result, without), f"{result.attack}: {result.verdict}{after}"
             self.of = brief(Config(**result.config))
         choice, _ = choice_of(result)
         if choice:

@@ -3,10 +3,10 @@
 import html
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hvcore.attack import ATTACKS, Attack
-from hvcore.attack.result import VERDICTS
+from hvcore.attack.result import VERDICTS, Blocked
 from hvcore.inspect.format import address as hex_address
 from hvcore.inspect.matrix import MARKS
 from hvcore.spec.interrupts import INTERRUPT_REASONS
@@ -16,7 +16,10 @@ from hvcore.vmm.config import POLICIES, Config
 from .drawing import Fill
 from .table import wire_choice
 
-__all__ = ["VERDICT_FILLS", "attack_words", "brief", "choice_of", "evidence_html", "policy_words", "wire_attack"]
+if TYPE_CHECKING:
+    from hvcore import Run
+
+__all__ = ["VERDICT_FILLS", "attack_words", "brief", "choice_of", "evidence_html", "policy_words", "wire_attack", "without_unit"]
 
 VERDICT_FILLS = {"blocked": Fill("blocked", "#56B4E9"), "succeeded": Fill("succeeded", "#D55E00", "x"),
                  "crashed": Fill("crashed", "#E69F00", "/"), "boot failed": Fill("boot failed", "#999999", "-"),
@@ -77,13 +80,21 @@ def choice_of(result: Attack) -> tuple[dict[str, Any] | None, str]:
     return None, ""
 
 
-def wire_attack(result: Attack) -> dict[str, Any]:
-    """A result as the browser has it: words, and addresses in hex."""
+def wire_attack(result: Attack, without: str = "") -> dict[str, Any]:
+    """A result as the browser has it: words, and addresses in hex; `without` is what the refused request would have done."""
     choice, chooses = choice_of(result)
     return {"attack": result.attack, "verdict": result.verdict, "mark": MARKS[result.verdict], "meaning": VERDICTS[result.verdict],
-            "why": result.why, "machine": result.machine, "device": result.device, "fault": str(result.fault) if result.fault else "",
+            "why": result.why, "machine": result.machine, "device": result.device,
+            "fault": str(result.fault) if result.fault else "", "without": without,
             "proof": [[_NAMES.get(name, name), _shown(name, value)] for name, value in result.proof.items()],
             "changed": [str(c) for c in result.changed], "console": list(result.console), "choice": wire_choice(choice), "chooses": chooses}
+
+
+def without_unit(run: "Run", fault: Blocked) -> str:
+    """What a refused request would have done had there been no unit, as memory is now; "" where it is not kept any more."""
+    found = next((d for d in reversed(run.dma) if d.result == "blocked" and d.source == fault.source and d.access == fault.access
+                  and (d.iova + d.carried) & -4096 == fault.address & -4096), None)
+    return run.would_have(found).sentence.partition(".  ")[2] if found else ""
 
 
 def _shown(name: str, value: Any) -> str:
@@ -92,7 +103,8 @@ def _shown(name: str, value: Any) -> str:
 
 def evidence_html(cell: Mapping[str, Any]) -> str:
     """The evidence of one result, without scripts."""
-    rows = [("why", [cell["why"]]), ("refused", [cell["fault"]]), ("proof", [f"{name}: {value}" for name, value in cell["proof"]]),
+    rows = [("why", [cell["why"]]), ("refused", [cell["fault"], cell["without"]]),
+            ("proof", [f"{name}: {value}" for name, value in cell["proof"]]),
             ("changed", cell["changed"]), ("the guest said", cell["console"])]
     return f"<dl>{''.join(_entry(name, lines) for name, lines in rows if any(lines))}</dl>"
 

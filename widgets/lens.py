@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LensView"]
 
+PHYSICAL_END = 1 << 52
+"""No host-physical address is as high."""
 Guard = Callable[[], AbstractContextManager[Any]]
 
 
@@ -64,11 +66,25 @@ class LensView(View):
             with self._guard():
                 words, host = self._landing(chosen)
                 facts = self._run.lens(host).facts if host is not None else ()
+                written = self._written(host) if host is not None else []
         except HvlabError as e:
             self._tell(hex(chosen), str(e), [])
             return
         rows = [[f.about, f.says, f"{hex_address(f.start)} \u2013 {hex_address(f.end)}" if f.end is not None else ""] for f in facts]
-        self._tell(hex(chosen), words, rows)
+        self._tell(hex(chosen), words, rows + written)
+
+    def _written(self, host: int) -> list[list[str]]:
+        """Who wrote the word at a host-physical address, as a row; none where no memory is."""
+        if host >= PHYSICAL_END:
+            return []
+        last = self._run.who_wrote(host, 1)[-1]
+        if last.now is None:
+            return []
+        by = f"at {last.asked:#x}" if last.asked is not None else ""
+        phase = f"in the phase {last.phase}" if last.phase else ""
+        when = f"{last.time:,} ns after power-on" if last.time else ""
+        said = ", ".join(filter(None, (last.who, by, phase, when))) + (f"; {last.remark}" if last.remark else "")
+        return [["last written by", said, f"{hex_address(last.address)} \u2013 {hex_address(last.address + last.length)}"]]
 
     def _landing(self, chosen: int) -> tuple[str, int | None]:
         """In words what the address is, and the host-physical address that it comes to (None: none)."""

@@ -43,6 +43,8 @@ class WalkExplainer(View):
     asked: "traitlets.Dict[Any, Any]" = traitlets.Dict().tag(sync=True)
     devices: traitlets.List[Any] = traitlets.List().tag(sync=True)
     said = traitlets.Unicode("").tag(sync=True)
+    without: "traitlets.Dict[Any, Any]" = traitlets.Dict().tag(sync=True)
+    """For which fault's number, and in words: what would have become of its request without the unit."""
 
     def __init__(self, run: "Run", selection: Selection | None = None, guard: Guard = nullcontext, **values: Any):
         super().__init__(selection, label="What becomes of a request, step by step", **values)
@@ -69,6 +71,7 @@ class WalkExplainer(View):
         with self.hold_sync():
             self.walks = [_wire(w, c, f) for w, c, f in zip(self._ways, self._choices, faults, strict=False)]
             self.devices, self.asked, self.said = devices, {}, said or ("" if self.walks else NOTHING)
+            self.without = {}
             if self._request:
                 self._answer_request()
             self._follow(self.selection.fault)
@@ -104,10 +107,19 @@ class WalkExplainer(View):
         """Another fault is chosen: one that is not in the browser yet is explained now."""
         if number is None:
             return
+        self._imagine(number)
         if number < len(self._ways):
             self._shown = self._ways[number]
         elif AT_ONCE <= number < len(self._choices):
             self._explain_late(number)
+
+    def _imagine(self, number: int) -> None:
+        """What the chosen fault's request would have done without a unit, where it is still kept."""
+        try:
+            with self._guard():
+                self.without = {"fault": number, "words": self._run.would_have(self._run.faults[number]).sentence}
+        except (HvlabError, IndexError):
+            self.without = {}
 
     def _follow_request(self) -> None:
         """A device's IOVA is chosen, and no fault: what becomes of a read there, or where only a write goes through, of that."""

@@ -206,7 +206,7 @@ class Workbench(ipw.VBox):
             self.steps.show(Records(ExitStep, exits))
         self.refresh()
         if isinstance(result, Attack):
-            self.attacks.one.show(result)
+            self.attacks.one.show(result, self.run)
 
     def hear_failed(self, error: BaseException) -> None:
         """Something could not be done: a mistake of the user's in a sentence, one of ours as such."""

@@ -96,6 +96,8 @@ def test_the_grid_is_run_gone_through_by_keys_followed_by_all_views_and_booted_f
 
 
 def test_the_guest_attacks_and_the_proof_has_a_counterexample_that_all_views_follow(page, bench, screenshots):
+    bench.open("Walk, step by step")
+    expect(bench.walk).to_contain_text(re.compile(r"Without the unit: 0x[0-9a-f]+, .* would have been read"))
     bench.open("Attacks")
     bench.one.get_by_label("Attack", exact=True).select_option("clear-te")
     expect(bench.one).to_contain_text("the CPU stores 0 to the units' GCMD")

@@ -214,6 +214,15 @@ def test_the_guest_attacks_and_every_view_shows_what_came_of_it(bench: Workbench
     assert run.dma[-1].source == 0x18
 
 
+def test_a_blocked_attack_tells_what_its_request_would_have_done(bench: Workbench, machine: Machine) -> None:
+    press(bench.attacks.one, "attack", name="steal-key", device="edu")
+    bench.wait()
+    result = bench.attacks.one.result
+    assert result["verdict"] == "blocked"
+    assert result["without"] == f"Without the unit: {KEY:#x}, the core's secret; 32 bytes of it would have been read."
+    assert result["without"].replace("'", "&#x27;") in bench.attacks.one.figure.table
+
+
 def test_an_early_attack_boots_and_says_so(bench: Workbench, machine: Machine) -> None:
     press(bench.attacks.one, "attack", name="before-te", device="")
     bench.wait()

@@ -10,8 +10,10 @@ from test_vtd_interrupts import OTHER
 from vtd_bench import QEMU_CAP
 
 from hvcore import Config, Machine
+from hvcore.inspect.counterfactual import blocked_request
 from hvcore.inspect.explain import explain_fault
 from hvcore.inspect.faults import read_faults
+from hvcore.inspect.trace import read_trace
 from hvcore.inspect.units import read_units
 from hvcore.spec import vtd
 from widgets import walk as walk_module
@@ -60,6 +62,18 @@ def test_a_fault_goes_out_with_every_word_and_place(view, machine):
 def test_devices_to_ask_about_are_those_of_the_units(view, machine):
     assert [d[0] for d in view.devices] == [d for u in machine.run.units for d in u.devices]
     assert [0x10, 0, "00:02.0"] in view.devices
+
+
+def test_a_chosen_fault_tells_what_its_request_would_have_done_without_the_unit():
+    with Machine.load("q35-6g") as machine:
+        run, chosen = machine.boot(Config(VTD_TRANS=True)), Selection()
+        view = WalkExplainer(run, chosen)
+        assert view.without == {}
+        chosen.choose(fault=0, address=run.faults[0].address, space="iova", device=run.faults[0].source)
+        assert view.without == {"fault": 0, "words": run.would_have(run.faults[0]).sentence}
+        assert f"Without the unit: {run.faults[0].address:#x}" in view.without["words"]
+        chosen.fault = 7
+        assert view.without == {}
 
 
 def test_a_request_is_asked_about(view, machine):
@@ -123,9 +137,10 @@ def test_the_guard_is_held_while_the_run_is_read(machine):
 # --- interrupts, many faults
 
 def of_bench(bench):
-    """A run of nothing but one unit."""
+    """A run of nothing but one unit, which keeps no request."""
     faults = read_faults([bench.unit])
     return SimpleNamespace(faults=faults, domains=[], units=read_units([bench.unit]),
+                           would_have=lambda fault: blocked_request(read_trace([], 0), fault),
                            explain=lambda fault: explain_fault(bench.memory, {bench.unit.description.base: bench.unit}, fault, 39))
 
 

@@ -27,7 +27,7 @@ function evidence(cell, about, before = []) {
       ...before,
       ["attack", about ? `${about.name} wants ${about.goal}: ${about.way}` : ""],
       ["why", cell.fault && cell.why.includes(cell.fault) ? "" : cell.why],
-      ["refused request", cell.fault],
+      ["refused request", cell.fault, cell.without],
       ["proof", proofTable(cell.proof)],
       ["changed in the core", ...(cell.changed.length ? cell.changed : [cell.console.length ? "nothing" : ""])],
       ["stands against it", about?.against],

@@ -140,12 +140,13 @@ function render({ model, el }) {
   const title = make("h5");
   const verdict = make("p", { class: "hv-verdict" });
   const note = make("p", { class: "hv-note" });
+  const without = make("p", { class: "hv-quiet" });
   const list = make("ol", { class: "hv-steps" });
   const detail = make("div", { class: "hv-detail", role: "group" });
   const { form, devices, follow: fill } = requestForm(ask);
   el.classList.add("hvlab-view", "hvlab-walk");
   const faults = make("label", {}, "Fault ", chooser);
-  el.append(heading, make("div", { class: "hv-bar" }, faults, back, on), form, said, title, verdict, note, make("div", { class: "hv-both" }, list, detail));
+  el.append(heading, make("div", { class: "hv-bar" }, faults, back, on), form, said, title, verdict, note, without, make("div", { class: "hv-both" }, list, detail));
   keepKeys(el);
   let shown = 0, step = 0, answer = model.get("asked").number, selection = null, followed = null;
 
@@ -220,6 +221,7 @@ function render({ model, el }) {
     const now = way();
     options();
     heading.textContent = model.get("label");
+    imagine();
     for (const part of [title, verdict, note, list, detail, back, on]) part.hidden = !now;
     if (!now) return;
     const { steps } = now;
@@ -234,6 +236,12 @@ function render({ model, el }) {
     on.disabled = step === steps.length;
     if (step < steps.length) stepDetail(steps[step], step, steps.length);
     else verdictDetail(now);
+  }
+
+  function imagine() {
+    const told = model.get("without");
+    without.hidden = told.words === undefined || told.fault !== shown;
+    without.textContent = told.words ?? "";
   }
 
   function follow(now) {
@@ -264,6 +272,7 @@ function render({ model, el }) {
   const offs = [
     onChange(model, ["devices"], () => devices(model.get("devices"))),
     onChange(model, ["walks", "label"], renew),
+    onChange(model, ["without"], imagine),
     onChange(model, ["said"], () => { said.textContent = model.get("said"); }),
   ];
   const answered = () => {
