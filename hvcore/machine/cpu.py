@@ -12,6 +12,7 @@ from typing import Any
 from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_HOOK_MEM_WRITE, UC_MODE_64, UC_PROT_ALL, Uc, UcError
 from unicorn import x86_const as x86
 
+from ..errors import Unreadable
 from ..spec.svm import (
     EFER,
     EFER_LMA,
@@ -155,13 +156,21 @@ class Cpu:
 
     def _on_interrupt(self, _uc: Uc, number: int, _data: Any) -> None:
         if number >= 0x100:
-            self.exit.finish(number - 0x100, self.hsave)
-            self.memory.write64(self.hsave + SaveArea.RIP, 0)
-            self._exited, self._injected = True, None
+            self._finish_exit(number - 0x100)
         elif number == self._injected:
             self._echo()
         else:
             self._crash(f"exception {number} that nobody takes")
+
+    def _finish_exit(self, code: int) -> None:
+        """The world switch; where the save area names a VMCB that is no memory, there is nowhere to go."""
+        try:
+            self.exit.finish(code, self.hsave)
+        except Unreadable as fault:
+            self._crash(f"a #VMEXIT whose state nothing can hold ({fault})")
+        else:
+            self.memory.write64(self.hsave + SaveArea.RIP, 0)
+            self._exited, self._injected = True, None
 
     def _echo(self) -> None:
         """An external interrupt that was delivered is told again where the emulator is stopped before the next exit: so it stops anew."""

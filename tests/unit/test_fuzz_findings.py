@@ -203,3 +203,22 @@ def test_an_exception_on_a_stack_that_begins_at_0() -> None:
     assert deliver_injected_exception(memory, vmcb) is None
     assert (memory.read64(vmcb + SaveArea.RSP), memory.read64(vmcb + SaveArea.RIP)) == ((1 << 64) - 40, 0x5678)
     assert memory.read64(0x9000 + 4096 - 40) == 0x1234
+
+
+@pytest.mark.parametrize("public_only", [False, True], ids=["exported", "public"])
+def test_a_save_area_that_names_no_vmcb(public_only: bool) -> None:
+    """A device that reaches the save area puts another address for the VMCB's there before the exit; it was an Unreadable."""
+    with Machine(load("q35-2g"), public_only) as machine:
+        def overwrite(_phase: str | None) -> None:
+            with machine.still():
+                if machine.pc.cpu.in_guest():
+                    machine.pc.memory.write64(machine.pc.cpu.hsave + SaveArea.RAX, (1 << 64) - 16)
+                    left.append(1)
+            if len(left) > 3:
+                machine.stop()
+
+        left: list[int] = []
+        run = machine.boot(Config(VTD_TRANS=False), guest=_guest("b900400000 e480 ffc9 75fa 0f01d9 ebf0"), watch=overwrite)
+        assert left
+        assert run.outcome in ("guest-crash", "stopped")
+        assert not public_only or "a #VMEXIT whose state nothing can hold" in run.why
