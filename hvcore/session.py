@@ -400,9 +400,15 @@ class Machine:
 
     @property
     def registers(self) -> Registers:
-        """The guest's registers now, from the processor where guest code is on it, else from its VMCB.  Raises HvlabError for no guest."""
+        """The guest's registers now, from the processor where guest code is on it, else from its VMCB.
+
+        Raises HvlabError for no guest, and where the core has lost its VMCB.
+        """
         with self.still():
-            return stepping.read_registers(self._pc, self._stepping_base())
+            try:
+                return stepping.read_registers(self._pc, self._stepping_base())
+            except Unreadable as fault:
+                raise HvlabError(f"the guest's registers cannot be told: {fault.why}, to {fault.address:#x}") from fault
 
     def _stepping_base(self) -> int:
         """The core's base (host-physical), where there is a guest that can be looked at."""

@@ -4,6 +4,7 @@ import threading
 
 from unicorn import x86_const as x86
 
+from .errors import Unreadable
 from .inspect.records import Records
 from .inspect.steps import ExitStep, Registers, Step
 from .machine.longmode import translate_nested
@@ -27,7 +28,10 @@ _LIVE = {name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in (*GUEST_RE
 
 
 def read_registers(pc: Pc, base: int) -> Registers:
-    """The guest's registers: from the processor where guest code is on it, else from VMCB and data page of the core at `base`."""
+    """The guest's registers: from the processor where guest code is on it, else from VMCB and data page of the core at `base`.
+
+    Raises Unreadable where the core's pointer to the VMCB leads nowhere any more.
+    """
     if pc.cpu.in_guest():
         return Registers(dict(zip(_LIVE, pc.cpu.uc.reg_read_batch(list(_LIVE.values())), strict=True)))
     vmcb = Vmcb(pc.memory, base)
@@ -37,10 +41,13 @@ def read_registers(pc: Pc, base: int) -> Registers:
 
 
 def exit_at_door(exits: Exits) -> ExitStep | None:
-    """The exit that the stub has come to the door with; None where the processor only woke from a halt."""
+    """The exit that the stub has come to the door with; None where the processor only woke from a halt, or no VMCB tells of an exit."""
     if exits.memory.map[exits.base + Part.DATA + Data.WAIT]:
         return None
-    vmcb = Vmcb(exits.memory, exits.base)
+    try:
+        vmcb = Vmcb(exits.memory, exits.base)
+    except Unreadable:
+        return None
     code, rip = vmcb.get(ControlArea.EXITCODE), vmcb.get(SaveArea.RIP)
     return ExitStep(code, rip, vmcb.get(ControlArea.EXITINFO1), vmcb.get(ControlArea.EXITINFO2))
 
@@ -75,6 +82,8 @@ class _Stepper:
         try:
             while len(self.steps) < n and not self.why:
                 self.why = "Stopped." if self.halt.is_set() else self._to_guest() or self._step()
+        except Unreadable as fault:
+            self.why = f"The guest's state cannot be told: {fault}."
         except BaseException as e:  # noqa: BLE001 - raised again where the steps are waited for
             self.error = e
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvcore import Config, Machine
-from hvcore.errors import BadConfig, BadMachine, Unreadable, quoted
+from hvcore.errors import BadConfig, BadMachine, HvlabError, Unreadable, quoted
 from hvcore.inspect.diff import diff_e820
 from hvcore.inspect.domains import read_domains
 from hvcore.inspect.dump import PageStore
@@ -29,6 +29,7 @@ from hvcore.spec.svm import EVENT_EXCEPTION, EVENT_VALID, ControlArea, SaveArea
 from hvcore.spec.vtd import CAP, CONTEXT_HIGH, context_entry
 from hvcore.vmm.config import parse_settings
 from hvcore.vmm.dmar import parse_dmar_bios_report
+from hvcore.vmm.layout import Data, Part
 from hvcore.vmm.platform import Console
 
 HUGE = 10**5000
@@ -222,3 +223,21 @@ def test_a_save_area_that_names_no_vmcb(public_only: bool) -> None:
         assert left
         assert run.outcome in ("guest-crash", "stopped")
         assert not public_only or "a #VMEXIT whose state nothing can hold" in run.why
+
+
+@pytest.mark.parametrize("by", ["step", "step_exit"])
+def test_a_core_that_has_lost_its_vmcb(by: str) -> None:
+    """The guest's registers, and a step to the next exit, were an Unreadable each."""
+    with Machine.load("q35-2g") as machine:
+        run = machine.boot(Config(VTD_TRANS=False))
+        machine.pc.memory.write64((run.vmm.base or 0) + Part.DATA + Data.VMCB, 1 << 63)
+        with pytest.raises(HvlabError, match="registers cannot be told: the core's pointer to the VMCB leads nowhere, to 0x8000"):
+            _ = machine.registers
+        machine.key_in("help\n")
+        if by == "step":
+            assert machine.step(3).note == "The guest cannot go on."
+        else:
+            assert machine.step_exit() is None
+        assert (run.outcome, "leads nowhere" in run.why) == ("vmm-panic", True)
+        with pytest.raises(HvlabError, match="registers cannot be told"):
+            _ = machine.registers
