@@ -43,7 +43,7 @@ class Event(Record):
         Column("nominal", lambda e: e.nominal, show.yes_no), Column("what", lambda e: e.what),
         Column("unit", lambda e: e.unit, show.address, True), Column("address", lambda e: e.address, show.address, True),
         Column("ranges", lambda e: e.ranges, _ranges), Column("phase", lambda e: e.phase),
-        Column("root table", lambda e: e.empty, lambda empty: "empty" if empty else ""),
+        Column("empty", lambda e: e.empty, lambda empty: "root table" if empty else ""),
     )
 
 

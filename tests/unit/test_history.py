@@ -46,6 +46,15 @@ def test_a_boot_in_its_order(machine: Machine) -> None:
     assert phases["iommu on"] < on.order < phases["guest"]
 
 
+def test_a_root_table_without_entries_is_noted_where_it_is_latched_and_where_translation_begins(machine: Machine) -> None:
+    """The core latches its table before it fills it; with early protection translation begins with one that stays empty."""
+    def told(**options: str | bool) -> list[tuple[str, bool]]:
+        return [(e.what, e.empty) for e in machine.boot(Config(**options)).history if e.unit]
+
+    assert told() == [("SRTP", True), ("TE on", False)]
+    assert told(EARLY_PROTECTION=True) == [("SRTP", True), ("TE on", True), ("SRTP", True)]
+
+
 def test_times_rise_and_say_which_are_nominal(machine: Machine) -> None:
     history = machine.boot(Config(VTD_TRANS=True)).history
     assert [e.order for e in history] == list(range(len(history)))

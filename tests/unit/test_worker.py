@@ -68,7 +68,7 @@ def machine() -> Iterator[Machine]:
 
 
 def test_commands_are_done_in_their_order(worker: Worker, machine: Machine, log: Log) -> None:
-    boot = worker.boot(machine, Config(PROFILE="mended"))
+    boot = worker.boot(machine, Config(PROFILE="mended", EARLY_PROTECTION=False))
     text = worker.send(machine, "help\n")
     where = worker.call(threading.current_thread)
     steps = worker.step(machine)
