@@ -28,6 +28,7 @@ from hvcore.vmm.config import MAP_ENDS, QUIRKS, SWITCHES
 from hvcore.vmm.heap import Panic
 from hvcore.vmm.layout import HEAP, Part
 from hvcore.vmm.memmap import choose_region
+from hvcore.vmm.messages import ENTRIES, MessageTable
 
 from .mutate import check_sentence, number, often
 from .programs import Places, program
@@ -140,11 +141,14 @@ def _protected(run: Run) -> bool:
 
 
 def _volatile(run: Run) -> Iterator[tuple[int, int]]:
-    """Pages beside Scene's own that the core writes while the guest runs: its storage driver's and the second guest's."""
+    """Pages beside Scene's own that the core writes while the guest runs: its storage driver's, the second guest's, and those of the
+    interrupt messages that the guest asks for."""
     assert run.core is not None
     if run.core.storage:
-        pages = run.core.storage.driver.pages
-        yield pages.shadow, pages.state + 3 * PAGE
+        yield run.core.storage.working
+    for table in (trap.device for trap in run.core.traps if isinstance(trap.device, MessageTable)):
+        entries = run._machine.pc.bus.read(table.unit.base + 0xB8, 8) & -PAGE
+        yield from ((table.kept, table.kept + 16 * table.vectors), (entries - PAGE, entries + 16 * ENTRIES))
     if run.core.tiny and run.core.tiny.guest:
         for base in (run.core.tiny.guest.base, run.vmm.base or 0):
             yield base + Part.DATA, base + Part.MSRPM
