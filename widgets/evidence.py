@@ -92,6 +92,8 @@ def wire_attack(result: Attack, without: str = "") -> dict[str, Any]:
 
 def without_unit(run: "Run", fault: Blocked) -> str:
     """What a refused request would have done had there been no unit, as memory is now; "" where it is not kept any more."""
+    if not run.live:
+        return ""
     found = next((d for d in reversed(run.dma) if d.result == "blocked" and d.source == fault.source and d.access == fault.access
                   and (d.iova + d.carried) & -4096 == fault.address & -4096), None)
     return run.would_have(found).sentence.partition(".  ")[2] if found else ""
