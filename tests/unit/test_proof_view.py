@@ -107,6 +107,12 @@ def test_a_boot_brings_a_new_proof_where_the_tab_is_open_and_else_says_that_it_i
     assert "was booted since" in bench.proof.stale
 
 
+def test_a_saved_workbench_has_the_proof_once_there_is_one(bench: Workbench) -> None:
+    assert "does not hold" not in bench.html
+    bench.proof.prove()
+    assert bench.html.count("✗ does not hold") == sum(not c["holds"] for c in bench.proof.claims)
+
+
 def test_a_counterexample_is_followed_by_lens_and_walk(bench: Workbench) -> None:
     bench.controls.options.policy.value = "off"
     bench.controls.buttons["reboot"].click()
