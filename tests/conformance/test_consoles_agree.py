@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from qemu import EDU, Qemu, nvme, without_stamps
+from labqemu import EDU, Qemu, nvme, without_stamps
 
 from hvcore import Config, Machine
 from hvcore.machine.disk import lab_blocks

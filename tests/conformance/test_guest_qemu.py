@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qemu import EDU, Qemu, answers, nvme, qemu_console, without_stamps
+from labqemu import EDU, Qemu, answers, nvme, qemu_console, without_stamps
 
 from hvcore.machine.disk import lab_blocks
 
