@@ -1,11 +1,12 @@
-"""Machines from outside: TOML descriptions, folders of logs and tables, single kernel logs, and those that hvlab ships."""
+"""Machines from outside: TOML descriptions, folders of logs and tables, archives, single kernel logs, and those that hvlab ships."""
 
 import difflib
 from pathlib import Path
 
 from ..errors import BadMachine
 from ..machine.description import MachineDescription
-from .folder import load_folder, load_log
+from .archive import is_archive
+from .folder import load_archive, load_folder, load_log
 from .toml import load_toml
 
 __all__ = ["images_dir", "load", "shipped"]
@@ -24,7 +25,7 @@ def shipped() -> dict[str, Path]:
 
 
 def load(what: str | Path) -> MachineDescription:
-    """The machine of a TOML file, a folder, a kernel log, or a shipped machine's name.  A path that exists comes before a name.
+    """The machine of a TOML file, a folder, an archive, a kernel log, or a shipped machine's name.  A path that exists comes before a name.
 
     Raises `BadMachine`, one sentence: what is wrong, where, and what to do.
     """
@@ -41,6 +42,8 @@ def load(what: str | Path) -> MachineDescription:
         return load_toml(path)
     if path.suffix in (".dat", ".aml", ".bin"):
         raise BadMachine(f"{path}: a table alone is no machine: put it as DMAR.dat into a folder with a log that has the E820 lines")
+    if is_archive(path):
+        return load_archive(path)
     return load_log(path)
 
 

@@ -16,7 +16,7 @@ from ..spec.pci import PortType, parse_bdf
 from .e820_lines import LoggedMap, read_maps
 from .files import read_bytes
 
-__all__ = ["KernelLog", "LoggedUnit", "decode", "parse_log", "read_text"]
+__all__ = ["KernelLog", "LoggedUnit", "decode", "parse_log", "read_text", "text_of"]
 
 _MOST_BYTES = 64 << 20
 _LONGEST_LINE = 1024
@@ -106,9 +106,13 @@ def decode(data: bytes) -> str:
 
 def read_text(path: Path) -> str:
     """A text file's content.  Raises `BadMachine` for what is no readable file, is compressed, or is too large to be a log."""
-    data = read_bytes(path, _MOST_BYTES, "a log: give the part from one boot")
+    return text_of(read_bytes(path, _MOST_BYTES, "a log: give the part from one boot"), str(path))
+
+
+def text_of(data: bytes, where: str) -> str:
+    """The text in a file's bytes; `where` names the file.  Raises `BadMachine` for what is compressed."""
     if data[:2] == b"\x1f\x8b":
-        raise BadMachine(f"{path}: compressed with gzip: unpack it first")
+        raise BadMachine(f"{where}: compressed with gzip: unpack it first")
     return decode(data)
 
 
