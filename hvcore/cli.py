@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-_MACHINE_HELP = "a .toml file, a folder of logs, a kernel log, or a shipped machine's name"
+_MACHINE_HELP = "a .toml file, a folder of logs, an archive of one, a kernel log, or a shipped machine's name"
 _ABOUT = "Boots a thin hypervisor in an emulated PC and shows what its remapping units let devices do."
 
 
@@ -84,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     matrix.add_argument("--policy", action="append", metavar="NAME", help="this policy only (may be given several times)")
     matrix.add_argument("--attack", action="append", metavar="NAME", help="this attack only (may be given several times)")
     matrix.add_argument("--json", action="store_true", help="one JSON object")
+    doctor = add("doctor", _doctor, "Boots a machine under each policy: what is wrong with it, whose fault that is, what mends it.")
+    doctor.add_argument("machine", metavar="MACHINE", help=_MACHINE_HELP)
+    doctor.add_argument("--json", action="store_true", help="one JSON object: machine, verdicts, problems, unknown")
+    collect = add("collect", _collect, "Writes what is needed to rebuild this Linux machine into an archive, and says what that is.")
+    collect.add_argument("-o", "--output", type=Path, default=Path("hvlab-machine.tar.gz"), metavar="FILE.tar.gz", help="the archive")
+    collect.add_argument("--root", type=Path, metavar="DIR", help="a folder with a copy of /sys and the kernel's log as `dmesg`: taken "
+                         "instead of this machine")
+    collect.add_argument("--script", action="store_true", help="prints the shell script that does it, for a machine without Python")
     dump = add("dump", _dump, "Boots a machine and writes its remapping tables and registers.")
     _add_machine(dump)
     dump.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder for tables.npz and registers.json")
@@ -194,6 +202,18 @@ def _matrix(options: argparse.Namespace) -> None:
         grid = matrix(machine, options.policy, options.attack, options.device, _progress() if sys.stderr.isatty() else None)
     _end_progress()
     print(json.dumps(grid.report()) if options.json else grid)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from .doctor import examine
+    found = examine(options.machine, _progress() if sys.stderr.isatty() else None)
+    _end_progress()
+    print(json.dumps(found.to_json()) if options.json else found)
+
+
+def _collect(options: argparse.Namespace) -> None:
+    from .sources.collect import SCRIPT, collect
+    print(SCRIPT.read_text() if options.script else collect(options.output, options.root), end="" if options.script else "\n")
 
 
 def _dump(options: argparse.Namespace) -> None:

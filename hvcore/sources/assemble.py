@@ -17,7 +17,10 @@ from .located import located
 from .memory_map import FOUR_GIB, Range, acpi_place, check_bootable, check_e820, dram_runs, fill_low_memory, free_ecam, guess_ecam, overlaps
 from .pci_tree import complete, merge, place_bars
 
-__all__ = ["Findings", "NO_MAP", "describe"]
+__all__ = ["Findings", "LEFT_ON", "NO_MAP", "describe"]
+
+LEFT_ON = "Firmware left interrupt remapping on"
+"""How the sentence begins that says so."""
 
 NO_MAP = ("no BIOS-e820 lines: if it is a kernel log, its ring buffer had wrapped; "
           "add the output of `dmesg` from boot, or of `grep -r . /sys/firmware/memmap`")
@@ -66,8 +69,8 @@ def describe(found: Findings) -> MachineDescription:
         ecam, ecam_notes = _place_ecam(e820, runs, registers, functions)
     rmrrs = [(r.base, r.end) for r in table.rmrrs] if table else []
     acpi, acpi_note = acpi_place(e820, runs, rmrrs, _dmar_address(found.log))
-    notes = (*found.notes, *map_notes, *dmar_notes, *unit_notes, *ecam_notes, *tree_notes, *kinds, *_moved_note(moved),
-             *([acpi_note] if acpi_note else []))
+    notes = (*found.notes, *map_notes, *dmar_notes, *unit_notes, *_left_on(found.log), *ecam_notes, *tree_notes, *kinds,
+             *_moved_note(moved), *([acpi_note] if acpi_note else []))
     return MachineDescription(found.name, e820, runs, acpi, raw, units, functions, ecam, host_address_width=_width(table, runs),
                               source=found.source, assumptions=notes, other_ecams=others)
 
@@ -108,6 +111,11 @@ def _other_table(found: Findings, table: Dmar) -> tuple[str, ...]:
     if lost:
         notes.append(f"The log has a unit at {', '.join(map(hex, lost))} that {name} does not name: it was left out.")
     return tuple(notes)
+
+
+def _left_on(log: KernelLog) -> tuple[str, ...]:
+    """A sentence on units that remapped interrupts when the log's kernel began."""
+    return (f"{LEFT_ON} at {', '.join(log.left_on)}, as the log's kernel found it: here it is off.",) if log.left_on else ()
 
 
 def _dmar_address(log: KernelLog) -> int | None:

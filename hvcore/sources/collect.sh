@@ -88,6 +88,8 @@ s/.*\(pci [0-9a-f:.]*: BAR [0-5]:* \[[A-Za-z0-9 -]*\]\).*/\1/p
 t
 s/.*\(pci [0-9a-f:.]*: PCI bridge to \[bus [0-9a-f-]*\][a-z ()]*\).*/\1/p
 t
+s/.*\(IRQ remapping was enabled on [a-z0-9]* but we are not in kdump mode\).*/DMAR-IR: \1/p
+t
 s/.*\(SRAT: Node [0-9]*\).*/\1/p
 t
 s/.*\(SRAT: PXM [0-9]*\).*/\1/p

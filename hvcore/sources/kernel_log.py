@@ -64,7 +64,8 @@ class KernelLog:
     """The findings.  RMRRs are half-open; `rmrr_devices` has (start, end, requester id) where Linux named the device of one.
 
     `tables` has address and length of each ACPI table by signature; `nvme` are (segment, requester id); `root_buses` are those of
-    segment 0; `numa` says whether there are memory nodes, `amd` whether AMD-Vi spoke.
+    segment 0; `left_on` are Linux's names of units that firmware left remapping interrupts; `numa` says whether there are memory nodes,
+    `amd` whether AMD-Vi spoke.
     """
 
     maps: tuple[LoggedMap, ...] = ()
@@ -81,6 +82,7 @@ class KernelLog:
     nvme: list[tuple[int, int]] = field(default_factory=list)
     root_buses: set[int] = field(default_factory=set)
     x2apic_opt_out: bool = False
+    left_on: list[str] = field(default_factory=list)
     numa: bool = False
     amd: bool = False
 
@@ -206,6 +208,10 @@ def _opt_out(log: KernelLog, m: re.Match[str]) -> None:
     log.x2apic_opt_out = True
 
 
+def _left_on(log: KernelLog, m: re.Match[str]) -> None:
+    _once(log.left_on, m[1])
+
+
 def _numa(log: KernelLog, m: re.Match[str]) -> None:
     log.numa = True
 
@@ -241,6 +247,7 @@ _HANDLERS: tuple[tuple[str, re.Pattern[str], _Handler], ...] = tuple((word, re.c
     ("pci function", rf"nvme\d+: pci function {_BDF}", _nvme),
     ("root bus resource", r"pci_bus 0000:([0-9a-f]{2}): root bus resource", _root_bus),
     ("x2apic", r"x2apic is disabled because BIOS sets x2apic opt out", _opt_out),
+    ("IRQ remapping was", r"IRQ remapping was enabled on ([a-z0-9]{1,16}) but we are not in kdump mode", _left_on),
     ("SRAT", r"SRAT: (?:Node \d|PXM \d)|ACPI: SRAT ", _numa),
     ("AMD-Vi", r"AMD-Vi: (?!AMD IOMMUv2)", _amd),
 ))
