@@ -95,13 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     dump = add("dump", _dump, "Boots a machine and writes its remapping tables and registers.")
     _add_machine(dump)
     dump.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder for tables.npz and registers.json")
-    decode = add("decode", _decode, "Reads the domains out of dumped tables.")
-    decode.add_argument("tables", type=Path, metavar="TABLES.npz")
+    decode = add("decode", _decode, "Reads the domains out of dumped tables, or of a dump of memory.")
+    decode.add_argument("tables", type=Path, metavar="TABLES.npz", help="or an ELF or LiME dump of memory")
     decode.add_argument("--root", required=True, type=_address, metavar="ADDR", help="host-physical address of a root table (RTADDR)")
+    decode.add_argument("--raw", action="store_true", help="the file is memory from address 0 up, without any header")
     decode.add_argument("--json", action="store_true")
     _add_translate(add("translate", _translate, "Says what a remapping unit makes of DMA requests under dumped tables."))
+    _add_look(add("look", _look, "Looks at memory from outside: a dump, or a running QEMU."))
     machines = add("machines", _machines, "Lists the machines that come with hvlab.")
     machines.add_argument("--json", action="store_true")
+    _add_fleet(add("fleet", _fleet, "Runs the doctor over every archive, log and machine below a folder."))
     add("lab", _lab, "Opens the workbench in JupyterLab.")
     return parser
 
@@ -119,6 +122,28 @@ def _add_translate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--ram", action="append", default=[], type=_range, metavar="START-END",
                          help="RAM that reads as zero where the file holds no page, half-open, in whole pages; the rest is absent memory")
     command.add_argument("--json", action="store_true", help="one JSON object a request; addresses are integers, ranges half-open")
+
+
+def _add_look(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", metavar="SOURCE", help="a memory dump (raw, ELF, LiME), or qemu:SOCKET for a QEMU with a QMP socket")
+    command.add_argument("--root", type=_address, metavar="ADDR", help="host-physical address of a root table (RTADDR)")
+    command.add_argument("--registers", type=Path, metavar="FILE", help="a dump's registers: Linux's iommu_regset, or registers.json")
+    command.add_argument("--ram", action="append", default=[], type=_range, metavar="START-END", help="RAM of a raw dump, half-open")
+    command.add_argument("--region", type=_range, metavar="START-END", help="is this out of reach of devices? half-open")
+    command.add_argument("--linux", type=Path, metavar="FILE", help="a copy of dmar_translation_struct, to be compared with memory")
+    command.add_argument("--consistent", action="store_true", help="pauses QEMU's guest while it is read")
+    command.add_argument("--json", action="store_true", help="one JSON object; addresses are integers, ranges half-open")
+
+
+def _add_fleet(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="its archives, folders of logs, kernel logs and .toml files are the items")
+    command.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder of the results (default: FOLDER's name with .fleet, here); "
+                         "what is done there already is not done again")
+    command.add_argument("--workers", type=int, metavar="N", help="processes on this machine (default: one a core)")
+    command.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler, tcp://HOST:PORT, whose workers do it instead")
+    command.add_argument("--limit", type=float, default=300.0, metavar="SECONDS", help="ends an item after this time (default: 300)")
+    command.add_argument("--retry", action="store_true", help="examines those again that could not be examined before")
+    command.add_argument("--json", action="store_true", help="the summary as one JSON object")
 
 
 def _add_machine(command: argparse.ArgumentParser) -> None:
@@ -226,7 +251,9 @@ def _dump(options: argparse.Namespace) -> None:
 def _decode(options: argparse.Namespace) -> None:
     from .inspect.domains import decode
     from .inspect.dump import load_npz
-    domains = decode(load_npz(options.tables), options.root)
+    from .sources.dump import has_header, open_dump
+    dumped = options.raw or has_header(options.tables)
+    domains = decode(open_dump(options.tables) if dumped else load_npz(options.tables), options.root)
     print(json.dumps({"domains": domains.to_json()}) if options.json else domains)
 
 
@@ -242,6 +269,28 @@ def _translate(options: argparse.Namespace) -> None:
         return
     for answer in answers:
         print(json.dumps(answer.to_json()))
+
+
+def _look(options: argparse.Namespace) -> None:
+    from .outside import Outside
+    from .sources.debugfs import parse_tables, read_text
+    printed = parse_tables(read_text(options.linux), str(options.linux)) if options.linux else ()
+    opened = Outside.open(options.source, options.root, options.region, options.ram, options.registers, options.consistent)
+    with opened as outside, outside.look():
+        differences = {unit.name: outside.compare(unit) for unit in printed}
+        if options.json:
+            compared = {"linux": {name: found.to_json() for name, found in differences.items()}} if printed else {}
+            print(json.dumps(outside.to_json() | compared))
+        else:
+            print("\n\n".join(map(str, (outside, *differences.values()))))
+
+
+def _fleet(options: argparse.Namespace) -> None:
+    from .fleet import Work, run_fleet
+    out = options.output or Path(f"{options.folder.resolve().name or 'root'}.fleet")
+    report = run_fleet(options.folder, out, workers=options.workers, scheduler=options.scheduler, retry=options.retry,
+                       work=Work(limit=options.limit))
+    print(json.dumps(report.to_json()) if options.json else f"{report}\n\n{out / 'report.html'}")
 
 
 def _machines(options: argparse.Namespace) -> None:

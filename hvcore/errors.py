@@ -1,6 +1,6 @@
 """What is raised: the user's mistakes, and memory that cannot be read.  Faults of the machine are values, never exceptions."""
 
-__all__ = ["BadConfig", "BadMachine", "BadRequest", "BadTable", "HvlabError", "Unreadable", "quoted"]
+__all__ = ["BadConfig", "BadMachine", "BadRequest", "BadSource", "BadTable", "HvlabError", "Unreadable", "quoted"]
 
 
 class HvlabError(Exception):
@@ -17,6 +17,10 @@ class BadConfig(HvlabError):
 
 class BadRequest(HvlabError):
     """DMA requests that no device can make, or a file of requests that cannot be read."""
+
+
+class BadSource(HvlabError):
+    """A memory dump, or a running machine, that cannot be looked at."""
 
 
 class BadTable(HvlabError):
