@@ -1,0 +1,61 @@
+"""What is different between two runs of a machine, as a chapter of its own."""
+
+import html
+from typing import TYPE_CHECKING
+
+from .alive import ROWS, Alive, alive, quiet
+from .chapter import Chapter, Part, Section, table
+from .sections import outcome_of
+
+if TYPE_CHECKING:
+    from widgets.drawing import Figure
+
+    from ..run import Run
+
+__all__ = ["differences_of"]
+
+
+def differences_of(before: "Run", after: "Run") -> Chapter:
+    """Outcomes and options side by side, the picture of both, the map of the pages that changed, and every difference."""
+    sections = (Section("both", "Outcomes and options", _outcomes(before, after)),
+                Section("changed", "What changed", _changed(before, after)),
+                Section("beside", "Side by side", _beside(before, after)))
+    return Chapter("A and B", sections)
+
+
+def _outcomes(before: "Run", after: "Run") -> tuple[Part, ...]:
+    parts = [f"<h3>{name}: {html.escape(run.outcome)}</h3>{outcome_of(run)}" for name, run in (("A", before), ("B", after))]
+    pairs = zip(str(before.config).split(), str(after.config).split(), strict=True)
+    options = [(a.partition("=")[0], a.partition("=")[2], b.partition("=")[2]) for a, b in pairs if a != b]
+    same = "<p>Both have the same options.</p>"
+    return (*parts, f"<h3>Options</h3>{table(('option', 'A', 'B'), options, 'Options that differ') if options else same}")
+
+
+def _changed(before: "Run", after: "Run") -> tuple[Part, ...]:
+    from widgets.pagemap import PageMap
+    from widgets.picture import Picture
+    from widgets.selection import Selection
+    from widgets.table import Table
+    from widgets.views import differences_of as figure_of
+    selection = quiet(Selection)()
+    picture = quiet(Picture)(figure_of(before, after), selection)
+    pages = quiet(PageMap)(None, selection)
+    pages.show_changes(before, after)
+    changes = quiet(Table)(before.diff(after)[:ROWS], selection)
+    return (alive("differences", picture, "both"), alive("changed-pages", pages, "both"), alive("changes", changes, "both"))
+
+
+def _beside(before: "Run", after: "Run") -> tuple[Part, ...]:
+    from widgets.compare import compare_figures
+    from widgets.picture import Picture
+    from widgets.selection import Selection
+    selection = quiet(Selection)()
+
+    def part(key: str, name: str, figure: "Figure") -> tuple[Part, Alive]:
+        return f"<h3>{name}</h3>", alive(key, quiet(Picture)(figure, selection), "beside")
+
+    parts: list[Part] = []
+    for n, pair in enumerate(compare_figures(before, after).pairs):
+        for name, figure in (("A", pair.before), ("B", pair.after)):
+            parts += part(f"beside-{n}-{name}", f"{name}, {figure.title[0].lower()}{figure.title[1:]}", figure)
+    return tuple(parts)
