@@ -1,9 +1,11 @@
 """Problems of the remapping units: what they lack, and where they differ."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from ..inspect.units import Unit
 from ..sources.assemble import LEFT_ON
+from ..sources.dmar_lines import REGISTERS
 from ..spec import vtd
 from ..spec.dmar import DmarFlag
 from .evidence import Evidence
@@ -24,10 +26,10 @@ _FIELDS: tuple[tuple[str, Callable[[Unit], object]], ...] = (
 def hardware_problems(found: Evidence) -> Iterator[Problem]:
     """All of them; none where there is no unit."""
     if found.units:
-        yield from _address_width(found)
-        yield from _differing(found)
-        yield from _no_superpages(found)
-        yield from _no_protected_memory(found)
+        taken = [u for u in found.units if any(a.startswith(REGISTERS) and f"{u.base:#x}" in a for a in found.description.assumptions)]
+        note = f"; what {_bases(taken)} can do was not logged, usual registers were taken" if taken else ""
+        for problem in (*_address_width(found), *_differing(found), *_no_superpages(found), *_no_protected_memory(found)):
+            yield replace(problem, evidence=problem.evidence + note)
         yield from _interrupts(found)
 
 

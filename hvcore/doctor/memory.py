@@ -68,8 +68,8 @@ def _beyond_4gib(boot: Boot, found: Evidence) -> bool:
 
 def _small_heap(found: Evidence) -> Iterator[Problem]:
     needed = pages_for(found.ram_end)
-    spoilt = tuple(p for p in found.ending(_HEAP_FULL) if found.boots[p].config.IOMMU_MAP_END == "ram")
-    if not spoilt:
+    spoilt = found.ending(_HEAP_FULL)
+    if not any(found.boots[p].config.IOMMU_MAP_END == "ram" for p in spoilt):
         return
     pages = max(found.boots[p].vmm.heap_pages_total for p in spoilt)
     size = -(-((needed * 4096 >> 20) + _BESIDES_TABLES) // 4) * 4

@@ -71,8 +71,8 @@ def _functions(found: Evidence) -> Iterator[Problem]:
     if uncovered:
         fatal = tuple(p for p in spoilt if any(looked_up[f.source] is None for f in uncovered))
         yield Problem("function-uncovered", "fatal" if fatal else "serious", "firmware",
-                      f"no unit covers {_named(uncovered)}: " + ("BitVisor follows a null pointer there" if fatal else "nothing restrains "
-                      "its DMA"), "PROFILE=mended starts, but nothing restrains these functions", fatal)
+                      f"no unit covers {_named(uncovered)}: " + ("BitVisor follows a null pointer there, and a core that passes over them "
+                      "cannot restrain them" if fatal else "nothing restrains their DMA"), "PROFILE=mended" if fatal else "", fatal)
     if missed:
         yield _missed(found, missed, looked_up, spoilt)
 

@@ -11,12 +11,14 @@ from ..spec.pci import format_bdf, split_bdf
 from .kernel_log import KernelLog, LoggedUnit
 from .memory_map import ONE_MIB
 
-__all__ = ["CLIENT", "QEMU", "QEMU_48", "SERVER", "check_units", "rebuild", "units_of"]
+__all__ = ["CLIENT", "QEMU", "QEMU_48", "REGISTERS", "SERVER", "check_units", "rebuild", "units_of"]
 
 CLIENT, SERVER, QEMU, QEMU_48 = ((0xD2008C40660462, 0xF050DA), (0x8D2078C106F0466, 0xF020DF), (0xD2008C22260206, 0xF42),
                                  (0xD2008C222F0606, 0xF42))
 """Capability registers (cap, ecap) of units whose log does not print them: Intel's client chipsets since 2015, its Xeon E5 and Scalable,
 QEMU's unit with 39 and with 48 address bits."""
+REGISTERS = "The registers of the unit at"
+"""How the sentence begins that says that they are not known."""
 _VERSION = 0x10
 _DEFAULT_BASE = 0xFED90000
 _ISOCHRONOUS = 1 << 23
@@ -35,7 +37,7 @@ def units_of(table: Dmar, logged: dict[int, LoggedUnit]) -> tuple[tuple[UnitDesc
         else:
             units.append(UnitDescription(d.base, *default, d.segment, d.include_all, _VERSION))
             unknown.append(f"{d.base:#x}")
-    note = f"The registers of the unit at {' and '.join(unknown)} were not logged: cap {default[0]:#x}, ecap {default[1]:#x}."
+    note = f"{REGISTERS} {' and '.join(unknown)} were not logged: cap {default[0]:#x}, ecap {default[1]:#x}."
     return tuple(units), (note,) if unknown else ()
 
 
