@@ -136,9 +136,9 @@ def _add_look(command: argparse.ArgumentParser) -> None:
 
 
 def _add_fleet(command: argparse.ArgumentParser) -> None:
-    command.add_argument("folder", type=Path, metavar="FOLDER", help="its archives, folders of logs, kernel logs and .toml files are the items")
-    command.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder of the results (default: FOLDER's name with .fleet, here); "
-                         "what is done there already is not done again")
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="its archives, folders of logs, kernel logs, .toml files")
+    command.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder of the results (default: FOLDER's name with "
+                         ".fleet, here); what is done there already is not done again")
     command.add_argument("--workers", type=int, metavar="N", help="processes on this machine (default: one a core)")
     command.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler, tcp://HOST:PORT, whose workers do it instead")
     command.add_argument("--limit", type=float, default=300.0, metavar="SECONDS", help="ends an item after this time (default: 300)")
