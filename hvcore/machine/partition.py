@@ -13,6 +13,7 @@ from .cpu import Cpu
 from .pic import Pic
 from .pit import Pit
 from .pmtimer import PmTimer
+from .printed import Printed
 from .reset import ResetPorts
 from .uart import Uart
 
@@ -47,8 +48,8 @@ class Partition:
         self.memory, self.clock = pc.memory, pc.clock
         self.bus: Bus = PartitionBus(pc.bus)
         self.halted = self.parked = False
-        self.serial = bytearray()
-        self.debug = bytearray()
+        self.serial = Printed()
+        self.debug = Printed()
         self._legacy(pc)
         self.cpu = Cpu(pc.memory, self.bus, pc.clock, pc.public_only)
 
@@ -64,7 +65,7 @@ class Partition:
         self.bus.map_ports(CONFIG_DATA, 4, pc.root)
 
     def _sent(self, data: bytes) -> None:
-        self.serial.extend(data)
+        self.serial.put(data)
 
     def port_read(self, port: int, width: int) -> int:
         """0xE9: the debug port is there."""
@@ -72,7 +73,7 @@ class Partition:
 
     def port_write(self, port: int, width: int, value: int) -> None:
         """One byte to the debug port."""
-        self.debug.append(value & 0xFF)
+        self.debug.put(bytes((value & 0xFF,)))
 
     def type(self, data: Iterable[int]) -> None:
         """Input on its COM1."""

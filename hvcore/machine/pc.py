@@ -19,6 +19,7 @@ from .pci import RootComplex
 from .pic import Pic
 from .pit import Pit
 from .pmtimer import PmTimer
+from .printed import Printed
 from .reset import ResetPorts
 from .schedule import Schedule, waits
 from .topology import Topology
@@ -43,7 +44,7 @@ class _DebugPort:
     """What is written to port 0xE9, as Bochs and QEMU have it."""
 
     def __init__(self) -> None:
-        self.output = bytearray()
+        self.output = Printed()
 
     def port_read(self, port: int, width: int) -> int:
         """0xE9, which tells software that the port is there."""
@@ -51,7 +52,7 @@ class _DebugPort:
 
     def port_write(self, port: int, width: int, value: int) -> None:
         """One byte."""
-        self.output.append(value & 0xFF)
+        self.output.put(bytes((value & 0xFF,)))
 
 
 class Pc:
@@ -133,7 +134,7 @@ class Pc:
         return units
 
     def _legacy(self) -> None:
-        self.serial = bytearray()
+        self.serial = Printed()
         self.interrupts = Pic(self.bus)
         self.pit = Pit(self.bus, self.clock, self.interrupts)
         self.pm_timer = PmTimer(self.bus, self.clock)
@@ -150,7 +151,7 @@ class Pc:
         return bytes(self._debug.output)
 
     def _sent(self, data: bytes) -> None:
-        self.serial.extend(data)
+        self.serial.put(data)
         if data.endswith(b"\n"):
             self.on_line(bytes(self.serial[self.serial.rfind(b"\n", 0, -1) + 1:]))
 

@@ -13,6 +13,7 @@ from hvcore.inspect.diff import diff_e820
 from hvcore.inspect.domains import read_domains
 from hvcore.inspect.dump import PageStore
 from hvcore.inspect.e820 import E820Map
+from hvcore.machine import printed
 from hvcore.machine.bus import Bus
 from hvcore.machine.description import UnitDescription
 from hvcore.machine.events import deliver_injected_exception
@@ -241,3 +242,15 @@ def test_a_core_that_has_lost_its_vmcb(by: str) -> None:
         assert (run.outcome, "leads nowhere" in run.why) == ("vmm-panic", True)
         with pytest.raises(HvlabError, match="registers cannot be told"):
             _ = machine.registers
+
+
+@pytest.mark.parametrize(("port", "which"), [(0x3F8, "guest"), (0xE9, "vmm")], ids=["serial", "debug"])
+def test_a_guest_that_prints_for_ever_fills_no_memory(monkeypatch: pytest.MonkeyPatch, port: int, which: str) -> None:
+    """REP OUTSB from its own memory, for ever: its console grew by megabytes a second."""
+    monkeypatch.setattr(printed, "LONGEST", 5000)
+    with Machine.load("q35-2g") as machine:
+        code = f"66ba{port.to_bytes(2, 'little').hex()} be00000001 b900100000 f36e ebf2"
+        console = machine.boot(Config(VTD_TRANS=False), guest=_guest(code), limit=1).console
+        text = getattr(console, which)
+        assert 5000 < len(text) < 5100
+        assert text.endswith("[8 MiB were printed: what follows is not kept]\r\n".replace("\r", "" if which == "guest" else "\r"))
