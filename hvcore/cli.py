@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .errors import BadMachine, HvlabError
+from .errors import BadConfig, BadMachine, HvlabError
 from .spec.bits import parse_number
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     dump = add("dump", _dump, "Boots a machine and writes its remapping tables and registers.")
     _add_machine(dump)
     dump.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder for tables.npz and registers.json")
+    _add_report(add("report", _report, "Boots a machine and writes a report of it: one HTML file that needs no network, or a PDF."))
     decode = add("decode", _decode, "Reads the domains out of dumped tables, or of a dump of memory.")
     decode.add_argument("tables", type=Path, metavar="TABLES.npz", help="or an ELF or LiME dump of memory")
     decode.add_argument("--root", required=True, type=_address, metavar="ADDR", help="host-physical address of a root table (RTADDR)")
@@ -150,6 +151,14 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
     command.add_argument("machine", metavar="MACHINE", help=_MACHINE_HELP)
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
                          help="an option of the core: PROFILE, VTD_TRANS, IOMMU_MAP_END, ...")
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    _add_machine(command)
+    command.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="a name that ends in .html or .pdf")
+    command.add_argument("--attacks", action="store_true", help="also runs every attack under every policy")
+    command.add_argument("--compare", action="store_true", help="two runs: A with --set, B with --set2 besides")
+    command.add_argument("--set2", action="append", default=[], metavar="NAME=VALUE", dest="others", help="an option of run B")
 
 
 def _address(text: str) -> int:
@@ -246,6 +255,29 @@ def _dump(options: argparse.Namespace) -> None:
     with machine:
         for path in run.dump(options.output):
             print(path)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .inspect.matrix import matrix
+    from .report import check_name, compare_report, write_report
+    from .session import Machine
+    from .vmm.config import parse_settings
+    path, others = check_name(options.output), parse_settings(options.others)
+    if bool(others) != options.compare:
+        raise BadConfig("--compare needs at least one --set2 NAME=VALUE, and --set2 needs --compare")
+    progress = _progress() if sys.stderr.isatty() else lambda _phase: None
+    grid = None
+    if options.attacks:
+        with Machine.load(options.machine) as other:
+            grid = matrix(other, progress=progress)
+    machine, _run = _booted(options)
+    with machine:
+        if others:
+            compare_report(machine, path, grid, progress, **others)
+        else:
+            write_report(machine, path, grid, progress)
+    _end_progress()
+    print(path)
 
 
 def _decode(options: argparse.Namespace) -> None:

@@ -56,15 +56,18 @@ def write_report(machine: "Machine", path: str | Path, grid: Matrix | None = Non
     return write(path, f"Report: {machine.name}", [chapter], progress)
 
 
-def compare_report(machine: "Machine", path: str | Path, progress: Progress = _silent, **options: Any) -> Path:
-    """Writes the report of two runs: the current one, and a boot with `options` changed, which is the machine's run from then on."""
+def compare_report(machine: "Machine", path: str | Path, grid: Matrix | None = None, progress: Progress = _silent, **options: Any) -> Path:
+    """Writes the report of two runs: the current one, and a boot with `options` changed, which is the machine's run from then on.
+
+    Raises HvlabError as `write_report` does.
+    """
     from .comparing import differences_of
     path = check_name(path)
     first = chapter_of(machine, None, progress, "a-")
     before = machine.run
     assert before is not None
     after = machine.reboot(progress, **options)
-    second = chapter_of(machine, None, progress, "b-")
+    second = chapter_of(machine, grid, progress, "b-")
     progress("report: what changed")
     with machine.still():
         both = differences_of(before, after)

@@ -9,13 +9,15 @@ from typing import Any
 
 from ..machine.description import BarDescription, EcamDescription, MachineDescription, PciDescription, UnitDescription
 from ..spec.e820 import E820Entry, E820Type, type_name
-from ..spec.pci import format_bdf
+from ..spec.pci import PortType, format_bdf
 from ..vmm.config import Config
 
 __all__ = ["DMAR", "TOML", "commands", "files_of", "settings", "toml_of"]
 
 TOML, DMAR = "machine.toml", "dmar.dat"
 """The files' names."""
+_BRIDGES = range(PortType.ROOT_PORT, PortType.PCI_TO_PCIE_BRIDGE + 1)
+"""Port types of bridges; one whose buses a log did not tell has no port type in TOML."""
 _WIDTH = 76
 """Characters to a line of base64."""
 
@@ -114,9 +116,14 @@ def _unit(unit: UnitDescription) -> dict[str, Any]:
 
 def _function(f: PciDescription) -> dict[str, Any]:
     place = f"{f.segment:04x}:{format_bdf(f.source)}" if f.segment else format_bdf(f.source)
-    told: dict[str, Any] = {"at": place, "id": f"{f.vendor:04x}:{f.device_id:04x}", "class": f.class_code, "revision": f.revision,
-                            "subsystem": f"{f.subsystem[0]:04x}:{f.subsystem[1]:04x}", "pcie": f.pcie}
-    if f.port_type is not None:
+    told: dict[str, Any] = {"at": place, "id": f"{f.vendor:04x}:{f.device_id:04x}", "class": f.class_code}
+    if f.revision:
+        told["revision"] = f.revision
+    if any(f.subsystem):
+        told["subsystem"] = f"{f.subsystem[0]:04x}:{f.subsystem[1]:04x}"
+    if not f.pcie:
+        told["pcie"] = False
+    if f.port_type is not None and (f.port_type in _BRIDGES) == bool(f.secondary):
         told["port_type"] = f.port_type.name.lower().replace("_", " ")
     if f.secondary:
         told["buses"] = [f.secondary, f.subordinate]
@@ -126,5 +133,5 @@ def _function(f: PciDescription) -> dict[str, Any]:
 
 
 def _bar(bar: BarDescription) -> dict[str, Any]:
-    place = {} if bar.address is None else {"address": bar.address}
-    return {"index": bar.index, "kind": bar.kind, "size": bar.size, **place, "prefetchable": bar.prefetchable}
+    more = ({} if bar.address is None else {"address": bar.address}) | ({"prefetchable": True} if bar.prefetchable else {})
+    return {"index": bar.index, "kind": bar.kind, "size": bar.size} | more

@@ -8,7 +8,7 @@ from typing import Any
 from ..inspect.records import Record, Records
 from .alive import Alive
 
-__all__ = ["Chapter", "Part", "Section", "coded", "facts", "listed", "log", "paragraph", "shown", "table"]
+__all__ = ["Chapter", "Part", "Section", "coded", "facts", "folded", "listed", "log", "paragraph", "shown", "table"]
 
 Part = str | Alive
 """HTML, or a view."""
@@ -65,6 +65,11 @@ def shown(records: Records[Any] | Record) -> str:
 def _wide(inside: str, name: str) -> str:
     """What may be wider than the page scrolls, by keyboard too."""
     return f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(name)}">{inside}</div>'
+
+
+def folded(words: str, inside: str) -> str:
+    """HTML that is folded away on a screen; in print it is not."""
+    return f"<details><summary>{html.escape(words)}</summary>{inside}</details>"
 
 
 def log(text: str, name: str) -> str:

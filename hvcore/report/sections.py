@@ -11,7 +11,7 @@ from ..inspect.matrix import Matrix
 from ..outcome import OUTCOMES
 from .again import DMAR, TOML, commands, settings
 from .alive import Alive, alive, quiet
-from .chapter import Chapter, Part, Section, coded, facts, listed, log, paragraph, shown, table
+from .chapter import Chapter, Part, Section, coded, facts, folded, listed, log, paragraph, shown, table
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -84,8 +84,8 @@ class _Teller:
             told = [("why", advice.why), ("to change", advice.change), ("price", advice.price)]
             yield f"<h3>{html.escape(advice.what)}</h3>{facts(told)}"
         words = (word.partition("=") for word in str(self.run.config).split())
-        yield "<details><summary>Every option of the core</summary>" + table(
-            ("option", "value"), [(name, value) for name, _, value in words], "Options") + "</details>"
+        options = [(name, value) for name, _, value in words]
+        yield folded("Every option of the core", table(("option", "value"), options, "Options"))
 
     def description(self) -> Iterator[Part]:
         from widgets.views import E820View
@@ -98,7 +98,7 @@ class _Teller:
         if len(run.dmar):
             yield shown(run.dmar) + shown(run.dmar.scopes)
         yield shown(run.units)
-        yield from (shown(unit.details) for unit in run.units)
+        yield from (folded(f"What the unit at {unit.base:#x} can do and does", shown(unit.details)) for unit in run.units)
         yield shown(run.functions)
 
     def doctor(self) -> Iterator[Part]:
