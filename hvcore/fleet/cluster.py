@@ -65,7 +65,7 @@ def _gathered(client: "Client", root: Path, items: Sequence[Item], work: Work) -
 
     numbers = {submit(i): i for i in range(len(items))}
     lost = [0] * len(items)
-    waiting = as_completed(list(numbers), raise_errors=False)
+    waiting = as_completed(list(numbers), loop=client.loop, raise_errors=False)
     for future in waiting:
         number = numbers.pop(future)
         done = _result(future)
@@ -103,11 +103,18 @@ def examine_one(root: str, item: Item, work: Work) -> dict[str, Any]:
         if keeper is not None:
             keeper.close()
         keeper = _keepers[mine] = Keeper(work)
-    return keeper.do(Path(root), item).to_json()
+    with keeper.busy:
+        return keeper.do(Path(root), item).to_json()
 
 
 def release_processes() -> None:
-    """On a worker: ends the processes that its threads keep; one that is wanted again begins again."""
+    """On a worker: ends the processes that its threads keep and that have nothing to do; one that is wanted again begins again.
+
+    Those at work, perhaps for another fleet, end by themselves when nobody gives them more.
+    """
     for keeper in list(_keepers.values()):
-        keeper.close()
-    _keepers.clear()
+        if keeper.busy.acquire(blocking=False):
+            try:
+                keeper.close()
+            finally:
+                keeper.busy.release()

@@ -46,10 +46,14 @@ class _Over(Exception):
 
 
 class Keeper:
-    """One process, renewed when it must be.  `close()` it; when `stop` is set, `do` ends it and raises Stopped."""
+    """One process, renewed when it must be.  `close()` it; when `stop` is set, `do` ends it and raises Stopped.
+
+    `busy` is held by whoever shares it with others, while it is at work.
+    """
 
     def __init__(self, work: Work, stop: threading.Event | None = None):
         self.work = work
+        self.busy = threading.Lock()
         self._stop = stop or threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
