@@ -68,7 +68,7 @@ s/.*\(etting identity map for device [0-9a-f:.]* \[[0-9a-fxmem -]*\]\).*/DMAR: S
 t
 s/.*\(x2apic is disabled because BIOS sets x2apic opt out\).*/DMAR-IR: \1/p
 t
-s/.*\(ACPI: [A-Z][A-Z0-9]* 0x[0-9A-Fa-f]* [0-9A-Fa-f]* (v[0-9]*\).*/\1/p
+s/.*\(ACPI: [A-Z][A-Z0-9]* [0-9A-Fa-fx]* [0-9A-Fa-f]* (v[0-9]*\).*/\1/p
 t
 s/.*\(MMCONFIG for domain [0-9a-f]* \[bus [0-9a-f-]*\] at \[mem 0x[0-9a-f]*-0x[0-9a-f]*\]\).*/PCI: \1/p
 t
@@ -193,6 +193,7 @@ keep() {  # NAME WHAT: keeps NAME if it has lines, and says so
 echo "collected by hvlab on Linux $(sed 's/[^0-9.].*//' "$root/proc/sys/kernel/osrelease" 2> /dev/null)" > "$out/SOURCE.txt"
 kernel_log > "$temporary/log"
 allowed_words < "$temporary/log" > "$out/dmesg.txt"
+[ -s "$out/dmesg.txt" ] && echo "-- end of the words that were taken" >> "$out/dmesg.txt"
 keep dmesg.txt "words on memory, ACPI tables, DMAR and PCI out of $(grep -c . "$temporary/log") lines of the kernel's log; the rest was left out"
 memory_map > "$out/memmap.txt" 2> /dev/null
 keep memmap.txt "the firmware's memory map from /sys/firmware/memmap"
