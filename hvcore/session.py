@@ -47,6 +47,8 @@ Watch = Callable[[str | None], None]
 """Called with each phase as it begins, and with None every 50 ms."""
 TICK = 0.05
 """Seconds between two looks at a machine that works."""
+SETTLE = 0.5
+"""Seconds that a machine with two guests gets to see that the one that was stepped has died: the other may compute for ever."""
 
 
 class Machine:
@@ -382,7 +384,7 @@ class Machine:
         with self.still():
             steps = stepping.run_steps(self._pc, self._stepping_base(), n, self._halt_steps)
         if self._pc.cpu.stopping:
-            self.resume()
+            self.resume(SETTLE if self._residents else None)
         return steps
 
     def step_exit(self, *, watch: Watch | None = None) -> ExitStep | None:

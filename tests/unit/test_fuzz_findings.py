@@ -254,3 +254,19 @@ def test_a_guest_that_prints_for_ever_fills_no_memory(monkeypatch: pytest.Monkey
         text = getattr(console, which)
         assert 5000 < len(text) < 5100
         assert text.endswith("[8 MiB were printed: what follows is not kept]\r\n".replace("\r", "" if which == "guest" else "\r"))
+
+
+def test_a_step_into_the_death_of_one_guest_while_the_other_computes() -> None:
+    """Guest 1, which is told more E820 entries than guest 2, meets UD2; guest 2 jumps to itself.  The step never came back."""
+    with Machine.load("q35-2g") as machine:
+        def stop(_phase: str | None) -> None:
+            if machine.phase == "guest runs" and machine.pc.clock.now > 10_000_000:
+                machine.stop()
+
+        code = "8a86e8010000 3c04 7702 ebfe b900000010 e480 ffc9 75fa"
+        run = machine.boot(Config(TINYVISOR=True), guest=_guest(code), watch=stop)
+        assert run.outcome == "stopped"
+        machine.pc.memory.write(0x1000016, b"\x0f\x0b" * 2)
+        assert machine.step(9).note == "The guest cannot go on."
+        assert (machine.state, [g.outcome for g in run.guests]) == ("stopped", ["guest-crash", "running"])
+        assert "exception 6" in run.guests[0].why
