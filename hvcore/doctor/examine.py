@@ -1,7 +1,6 @@
 """Examines a machine: boots it under each policy and judges what it met."""
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 from ..machine.description import MachineDescription
@@ -9,8 +8,7 @@ from ..session import Machine
 from ..sources import load
 from ..sources.assemble import LEFT_ON
 from ..spec import vtd
-from ..spec.e820 import E820Entry
-from .evidence import FOUR_GIB, Evidence, gather
+from .evidence import Evidence, gather
 from .hardware import hardware_problems
 from .memory import memory_problems
 from .records import Diagnosis, Problem, Verdict
@@ -20,7 +18,6 @@ __all__ = ["POLICIES", "examine"]
 
 POLICIES = ("off", "bitvisor", "article", "ram", "superpages", "mended")
 """The policies that are tried, in order."""
-_GAP = 1 << 20
 
 
 def examine(source: str | Path | MachineDescription | Machine, progress: Callable[[str], None] | None = None) -> Diagnosis:
@@ -76,15 +73,3 @@ def _not_told(description: MachineDescription) -> Iterator[str]:
     """What no source of this kind tells."""
     if description.units and not any(a.startswith(LEFT_ON) for a in description.assumptions):
         yield "Whether firmware leaves interrupt remapping or translation on at the core's start is not told: both were taken to be off."
-    gaps = list(_gaps(description.e820))
-    if gaps:
-        more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
-        yield f"The memory map does not say what lies at {', '.join(gaps[:3])}{more}: a line may be missing."
-
-
-def _gaps(e820: tuple[E820Entry, ...]) -> Iterator[str]:
-    """Holes between two entries below the end of low RAM."""
-    top = max((e.end for e in e820 if e.usable and e.end <= FOUR_GIB), default=0)
-    for a, b in pairwise(sorted(e820)):
-        if b.start - a.end >= _GAP and a.end >= _GAP and b.start <= top:
-            yield f"[{a.end:#x}, {b.start:#x})"

@@ -14,7 +14,19 @@ from .dmar_lines import check_units, rebuild, units_of
 from .e820_lines import LoggedMap
 from .kernel_log import KernelLog
 from .located import located
-from .memory_map import FOUR_GIB, Range, acpi_place, check_bootable, check_e820, dram_runs, fill_low_memory, free_ecam, guess_ecam, overlaps
+from .memory_map import (
+    FOUR_GIB,
+    Range,
+    acpi_place,
+    check_bootable,
+    check_e820,
+    dram_runs,
+    fill_low_memory,
+    free_ecam,
+    guess_ecam,
+    overlaps,
+    unsaid,
+)
 from .pci_tree import complete, merge, place_bars
 
 __all__ = ["Findings", "LEFT_ON", "NO_MAP", "describe"]
@@ -84,7 +96,7 @@ def _memory_map(found: Findings) -> tuple[tuple[E820Entry, ...], tuple[str, ...]
     check_bootable(e820)
     cut = ("The log ends with its E820 lines: entries after the last one may be missing.",) if found.map.at_end else ()
     torn = tuple(f"Line {n} of {Path(found.map_file).name}: an E820 line that cannot be read was left out." for n in found.map.torn)
-    return e820, (*notes, *low_notes, *torn, *cut)
+    return e820, (*notes, *low_notes, *unsaid(e820), *torn, *cut)
 
 
 def _dmar(found: Findings, functions: Sequence[PciDescription]) -> tuple[Dmar | None, bytes | None, tuple[str, ...]]:

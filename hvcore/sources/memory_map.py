@@ -14,7 +14,7 @@ from ..spec.bits import align_down, align_up
 from ..spec.e820 import E820Entry, E820Type
 
 __all__ = ["FOUR_GIB", "GUEST_ROOM", "MMIO", "Range", "acpi_place", "check_bootable", "check_e820", "dram_runs", "fill_low_memory",
-           "find_window", "free_ecam", "guess_ecam", "overlaps"]
+           "find_window", "free_ecam", "guess_ecam", "overlaps", "unsaid"]
 
 Range: TypeAlias = tuple[int, int]
 
@@ -67,6 +67,16 @@ def check_e820(entries: Sequence[E820Entry], where: Sequence[str] = ()) -> tuple
     if end > LIMIT:
         raise BadMachine(f"usable RAM ends at {end:#x}, beyond the {LIMIT >> 40} TiB that hvlab emulates: shorten the E820 entry there")
     return flat, tuple(notes)
+
+
+def unsaid(entries: Iterable[E820Entry]) -> tuple[str, ...]:
+    """A sentence on holes between entries below the top of low RAM, where there are some: real maps leave none there."""
+    entries = sorted(entries)
+    top = max((e.end for e in entries if e.usable and e.end <= FOUR_GIB), default=0)
+    holes = [f"[{a.end:#x}, {b.start:#x})" for a, b in pairwise(entries) if b.start - a.end >= ONE_MIB <= a.end and b.start <= top]
+    more = f" and {len(holes) - 3} more" if len(holes) > 3 else ""
+    return (f"The E820 map does not say what lies at {', '.join(holes[:3])}{more}: a line may be missing; no RAM was taken to be there.",
+            ) if holes else ()
 
 
 def _first_overlap(ordered: Sequence[E820Entry]) -> str:

@@ -320,3 +320,21 @@ def test_torn_logs(tmp_path_factory: pytest.TempPathFactory, seed: int, lost: fl
              for _ in range(2 if random.random() < twice else 1)]
     path = tar(tmp_path_factory.getbasetemp() / f"torn-{os.getpid()}.tar", {"dmesg.txt": "\n".join(lines).encode()})
     machine_or_sentence(path)
+
+
+def test_a_lost_line_is_a_hole_that_is_told(tmp_path: Path) -> None:
+    """The map's lines lost one by one: what lies there is not RAM, and where RAM goes on above, the hole is named."""
+    entries = [n for n, line in enumerate(LONG) if "BIOS-e820: [mem" in line and "0000100000-" not in line]
+    plain = of_log(tmp_path, LONG)
+    assert not any("does not say" in a for a in plain.assumptions)
+    holes = 0
+    for n in entries[3:-1]:
+        machine = of_log(tmp_path, [line for m, line in enumerate(LONG) if m != n])
+        assert len(machine.e820) == len(plain.e820) - 1
+        lost, = set(plain.e820) - set(machine.e820)
+        told = [a for a in machine.assumptions if "does not say" in a]
+        top = max(e.end for e in machine.e820 if e.usable and e.end < 1 << 32)
+        assert bool(told) == (lost.size >= 1 << 20 and lost.end <= top)
+        assert not told or f"{lost.start:#x}" in told[0]
+        holes += bool(told)
+    assert holes
