@@ -18,14 +18,15 @@ BUTTONS = {
     "resume": ("Go on", "Go on from where it was stopped", ""),
     "step": ("Step", "Execute one instruction of the guest", ""),
     "step_exit": ("Next exit", "Let the guest run to its next exit to the core", ""),
+    "report": ("Report", "Write a report of this run beside the notebook: one HTML file that works without a network", ""),
 }
 """Name: label, what it does, style."""
 
 USABLE = {
     "running": {"stop"},
-    "stopped": {"reboot", "resume", "step", "step_exit"},
-    "waiting": {"reboot", "step", "step_exit"},
-    "ended": {"reboot"},
+    "stopped": {"reboot", "resume", "step", "step_exit", "report"},
+    "waiting": {"reboot", "step", "step_exit", "report"},
+    "ended": {"reboot", "report"},
     "off": {"reboot"},
 }
 """Which buttons do something in which state of the machine."""

@@ -23,6 +23,7 @@ from .lens import LensView
 from .pagemap import PageMap
 from .proof import ProofView
 from .registers import Registers
+from .reporting import ReportLink, can_report, report_path
 from .selection import Selection
 from .table import DmaTable, FaultTable, RunTable, Table, fault_choices
 from .verdict import Verdict
@@ -76,10 +77,11 @@ class Workbench(ipw.VBox):
         self._shown: Run | None = None
         run = self.machine.run or self.worker.boot(self.machine).result()
         self.controls = Controls(self.machine.name, run.config, self._pressed, self._show_pending)
-        self.verdict = Verdict(self._apply)
+        self.controls.buttons["report"].layout.display = None if can_report() else "none"
+        self.verdict, self.link = Verdict(self._apply), ReportLink()
         self._make_views(run, scale)
         self._lay_out()
-        super().__init__([self.controls, self.verdict, *self._rows], layout=ipw.Layout(grid_gap="6px"))
+        super().__init__([self.controls, self.verdict, self.link, *self._rows], layout=ipw.Layout(grid_gap="6px"))
         self.add_class("hvlab-workbench")
         self._ready = True
         self.refresh()
@@ -125,7 +127,8 @@ class Workbench(ipw.VBox):
         """A button was clicked.  Only what takes no time is done here; the rest is the worker's."""
         actions: dict[str, Callable[[], object]] = {
             "reboot": self._boot, "stop": self.worker.stop, "resume": lambda: self.worker.resume(self.machine),
-            "step": lambda: self.worker.step(self.machine), "step_exit": lambda: self.worker.step_exit(self.machine)}
+            "step": lambda: self.worker.step(self.machine), "step_exit": lambda: self.worker.step_exit(self.machine),
+            "report": self._report}
         actions[name]()
 
     def _boot(self) -> None:
@@ -167,6 +170,20 @@ class Workbench(ipw.VBox):
                 self.before = self.machine.run
             self.worker.attack(self.machine, name, None, device)
         self.worker.call(attack)
+
+    def _report(self) -> None:
+        """Writes the report of the current run beside the notebook, and links it."""
+        def report() -> None:
+            from hvcore.report import write_report
+            path = report_path(self.machine.name, self.run.number)
+            write_report(self.machine, path, progress=lambda words: self.verdict.say("running", words))
+            self.link.show(path)
+            self.verdict.show_run(self.run)
+            self._allow(self.machine.state)
+        self._allow("running")
+        self.controls.buttons["stop"].disabled = True
+        self.verdict.say("running", "report")
+        self.worker.call(report)
 
     def _command(self, line: str, guest: int = 1) -> None:
         if self.machine.ended:

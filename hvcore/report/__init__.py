@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..doctor import examine
 from ..errors import HvlabError
 from ..inspect.matrix import Matrix
 from .chapter import Chapter, Section, paragraph, table
@@ -49,10 +50,11 @@ def check_name(path: str | Path) -> Path:
 def write_report(machine: "Machine", path: str | Path, grid: Matrix | None = None, progress: Progress = _silent) -> Path:
     """Writes the report of a machine's current run, with a matrix of attacks if one is given; `progress` is told each section.
 
+    For the doctor's findings a second machine of the kind is booted under each policy; this one stays as it is.
     Raises HvlabError where there is no run, or the file cannot be made.
     """
     path = check_name(path)
-    chapter = chapter_of(machine, grid, progress)
+    chapter = chapter_of(machine, grid, examine(machine.description, progress), progress)
     return write(path, f"Report: {machine.name}", [chapter], progress)
 
 
@@ -63,14 +65,15 @@ def compare_report(machine: "Machine", path: str | Path, grid: Matrix | None = N
     """
     from .comparing import differences_of
     path = check_name(path)
-    first = chapter_of(machine, None, progress, "a-")
+    diagnosis = examine(machine.description, progress)
+    first = chapter_of(machine, None, None, progress, "a-")
     before = machine.run
     assert before is not None
     after = machine.reboot(progress, **options)
-    second = chapter_of(machine, grid, progress, "b-")
+    second = chapter_of(machine, grid, None, progress, "b-")
     progress("report: what changed")
     with machine.still():
-        both = differences_of(before, after)
+        both = differences_of(before, after, diagnosis)
     named = [Chapter("A", first.sections), Chapter("B", second.sections)]
     return write(path, f"Report: {machine.name}, two runs", [both, *named], progress)
 

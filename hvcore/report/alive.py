@@ -4,8 +4,9 @@ A view of `widgets` is made without a browser at its other end, asked for its st
 """
 
 import base64
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,8 @@ ROWS = 2000
 """Rows of a table that go into a report."""
 PIECES = 400_000
 """Pieces of a page map that go into a report."""
+_MARK = re.compile(r"\bhv[0-9a-f]{8}(?=-)")
+"""What the names within a drawing begin with."""
 _NOT_STATE = frozenset({"layout", "selection", "tabbable", "tooltip"})
 
 
@@ -52,11 +55,12 @@ def _nothing(_widget: Any) -> None:
 
 def alive(key: str, view: "View", selection: str, stills: "Sequence[Figure]" = (), printed: str = "") -> Alive:
     """A quiet view as it is now; its own figure, unless others are given as `stills`."""
+    drawn = tuple(replace(figure, svg=_own(figure.svg, key)) for figure in stills or (view.figure,))
     keys = [name for name in view.keys if not name.startswith("_") and name not in _NOT_STATE]
-    state = {name: _wire(value) for name, value in _cut(view.get_state(keys)).items()}
+    state = {name: _wire(value, key) for name, value in _cut(view.get_state(keys)).items()}
     if len(getattr(view, "start", b"")) > 8 * PIECES:
-        return Alive(key, "", "", {}, selection, tuple(stills) or (view.figure,), printed)
-    return Alive(key, str(view._esm), str(view._css), state, selection, tuple(stills) or (view.figure,), printed)
+        return Alive(key, "", "", {}, selection, drawn, printed)
+    return Alive(key, str(view._esm), str(view._css), state, selection, drawn, printed)
 
 
 def _cut(state: dict[str, Any]) -> dict[str, Any]:
@@ -69,8 +73,15 @@ def _cut(state: dict[str, Any]) -> dict[str, Any]:
     return state | columns | {"choices": state["choices"][:ROWS], "note": note}
 
 
-def _wire(value: Any) -> Any:
-    """Bytes as text that says so."""
+def _own(svg: str, key: str) -> str:
+    """A drawing whose names are this view's: two of the same content on one page have none in common."""
+    return _MARK.sub(lambda mark: mark[0] + key, svg)
+
+
+def _wire(value: Any, key: str) -> Any:
+    """Bytes as text that says so, and pictures of this view."""
+    if isinstance(value, dict) and value and all(isinstance(text, str) and text.startswith("<svg") for text in value.values()):
+        return {name: _own(svg, key) for name, svg in value.items()}
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {"$bytes": base64.b64encode(value).decode()}
     return value

@@ -3,9 +3,10 @@
 import html
 from typing import TYPE_CHECKING
 
+from ..doctor import Diagnosis
 from .alive import ROWS, Alive, alive, quiet
 from .chapter import Chapter, Part, Section, table
-from .sections import outcome_of
+from .sections import findings, outcome_of
 
 if TYPE_CHECKING:
     from widgets.drawing import Figure
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["differences_of"]
 
 
-def differences_of(before: "Run", after: "Run") -> Chapter:
+def differences_of(before: "Run", after: "Run", diagnosis: Diagnosis) -> Chapter:
     """Outcomes and options side by side, the picture of both, the map of the pages that changed, and every difference."""
     sections = (Section("both", "Outcomes and options", _outcomes(before, after)),
                 Section("changed", "What changed", _changed(before, after)),
-                Section("beside", "Side by side", _beside(before, after)))
+                Section("beside", "Side by side", _beside(before, after)),
+                Section("doctor", "What the doctor finds", tuple(findings(diagnosis))))
     return Chapter("A and B", sections)
 
 

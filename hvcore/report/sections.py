@@ -4,6 +4,7 @@ import html
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from ..doctor import Diagnosis
 from ..errors import HvlabError
 from ..inspect.advice import advise
 from ..inspect.format import size
@@ -17,22 +18,23 @@ if TYPE_CHECKING:
     from ..run import Run
     from ..session import Machine
 
-__all__ = ["chapter_of", "facts_of", "outcome_of"]
+__all__ = ["chapter_of", "facts_of", "findings", "outcome_of"]
 
 WAYS = 8
 """Faults whose ways are drawn."""
 Progress = Callable[[str], None]
 
 
-def chapter_of(machine: "Machine", grid: Matrix | None = None, progress: Progress = lambda _name: None, mark: str = "") -> Chapter:
-    """All that is to be said of a machine's current run.  `mark` is put before anchors, where a page has two chapters.
+def chapter_of(machine: "Machine", grid: Matrix | None = None, diagnosis: Diagnosis | None = None,
+               progress: Progress = lambda _name: None, mark: str = "") -> Chapter:
+    """All that is to be said of a machine's current run, with a matrix of attacks and a diagnosis of the machine where these are given.
 
-    Raises HvlabError where the machine has no run.
+    `mark` is put before anchors, where a page has two chapters.  Raises HvlabError where the machine has no run.
     """
     run = machine.run
     if run is None:
         raise HvlabError(f"{machine.name} was not booted: there is nothing to report")
-    teller = _Teller(machine, run, grid, mark)
+    teller = _Teller(machine, run, grid, diagnosis, mark)
     sections = []
     with machine.still():
         for key, title, tell in teller.table:
@@ -60,16 +62,27 @@ def facts_of(machine: "Machine", run: "Run") -> str:
                   ("options", " ".join(settings(run.config)) or f"the profile {run.config.PROFILE} as it is")])
 
 
+def findings(diagnosis: Diagnosis) -> Iterator[str]:
+    """What `hvlab doctor` finds: verdicts, problems with their evidence, what is not known."""
+    yield paragraph(f"The machine was booted under each policy. Problems: {diagnosis.summary}.") + shown(diagnosis.verdicts)
+    for problem in diagnosis.problems:
+        told = [("evidence", problem.evidence), ("mend", problem.mend or "no option helps"), ("explains", ", ".join(problem.policies))]
+        title = f"{problem.severity[0].upper()}{problem.severity[1:]}, {problem.blame}: {problem.id}"
+        yield f"<h3>{html.escape(title)}</h3>{facts(told)}"
+    if diagnosis.unknown:
+        yield "<h3>Not known</h3>" + listed(diagnosis.unknown)
+
+
 class _Teller:
     """Tells of one run, section by section."""
 
-    def __init__(self, machine: "Machine", run: "Run", grid: Matrix | None, mark: str):
+    def __init__(self, machine: "Machine", run: "Run", grid: Matrix | None, diagnosis: Diagnosis | None, mark: str):
         from widgets.selection import Selection
-        self.machine, self.run, self.grid, self.mark = machine, run, grid, mark
+        self.machine, self.run, self.grid, self.diagnosis, self.mark = machine, run, grid, diagnosis, mark
         self.selection = quiet(Selection)()
         self.table: tuple[tuple[str, str, Callable[[], Iterator[Part]]], ...] = (
             ("outcome", "Outcome and advice", self.outcome), ("machine", "The machine", self.description),
-            ("doctor", "Findings", self.doctor), ("domains", "Who is translated by what", self.domains),
+            ("doctor", "What the doctor finds", self.doctor), ("domains", "Who is translated by what", self.domains),
             ("permissions", "Who may reach which memory", self.permissions), ("faults", "Faults, step by step", self.faults),
             ("window", "The protection window", self.window), ("proof", "Proof", self.proof), ("attacks", "Attacks", self.attacks),
             ("guests", "Guests", self.guests), ("consoles", "Consoles", self.consoles), ("again", "Run it again", self.again))
@@ -102,8 +115,8 @@ class _Teller:
         yield shown(run.functions)
 
     def doctor(self) -> Iterator[Part]:
-        """What `hvlab doctor` finds; nothing where this hvlab has none."""
-        yield from ()
+        if self.diagnosis is not None:
+            yield from findings(self.diagnosis)
 
     def domains(self) -> Iterator[Part]:
         from widgets.views import GraphView

@@ -241,7 +241,7 @@ def test_another_machine_and_back(bench, machine):
 
 def test_buttons_are_what_the_machine_can_do(bench, machine):
     usable = {name for name, button in bench.controls.buttons.items() if not button.disabled}
-    assert usable == {"reboot", "step", "step_exit"}
+    assert usable == {"reboot", "step", "step_exit", "report"}
     press(bench, "step")
     assert bench.steps.label == "Instructions executed: none"
     assert "waits for input" in bench.steps.note
