@@ -16,7 +16,7 @@ from .inspect.e820 import E820Map
 from .inspect.explain import Explanation, explain, explain_fault
 from .inspect.faults import Fault, read_faults
 from .inspect.interrupts import InterruptEntry, read_interrupts
-from .inspect.lens import Lens, look
+from .inspect.lens import Fact, Lens, look
 from .inspect.permissions import Permissions
 from .inspect.proof import Claim, Proof
 from .inspect.prove import Subject, read_proof
@@ -36,6 +36,7 @@ from .spec import pci
 from .spec.dmar import Drhd
 from .spec.e820 import E820Entry, E820Type
 from .spec.pci import format_bdf
+from .spec.vtd import mgaw
 
 __all__ = ["FoundMap", "Outside"]
 
@@ -144,9 +145,17 @@ class _Config:
         return int.from_bytes(space[offset:offset + width], "little")
 
 
+_CORE = "the core's memory"
+"""What a proof calls the region in which nothing else is known."""
+
+
 def _reworded(claim: Claim) -> Claim:
     """A claim about a core, as one about the region that was given."""
-    return replace(claim, claim=claim.claim.replace("the core's memory", "the region").replace("a unit or the guest's processor", "a unit"))
+    text = claim.claim.replace("the core's memory", "the region").replace("a unit or the guest's processor", "a unit")
+    example = claim.counterexample
+    if example is not None and example.lies == _CORE:
+        example = replace(example, lies="the region")
+    return replace(claim, claim=text, why=claim.why.replace(f"({_CORE})", "(the region)"), counterexample=example)
 
 
 class FoundMap(E820Map):
@@ -263,8 +272,10 @@ class Outside:
 
     @property
     def _width(self) -> int | None:
-        """Host address width in bits, by the DMAR table."""
-        return self.dmar.table.host_address_width if self.dmar.table else None
+        """Host address width in bits, by the DMAR table; of a QEMU without one as wide as input addresses, for `aw-bits` sets both."""
+        if self.dmar.table:
+            return self.dmar.table.host_address_width
+        return mgaw(self._readers[0].description.cap) if isinstance(self._source, _Live) and self._readers else None
 
     @property
     def _topology(self) -> Topology:
@@ -367,9 +378,11 @@ class Outside:
         """Everything known of one host-physical address.  Raises HvlabError for what is none."""
         if not isinstance(address, int) or not 0 <= address < 1 << 64:
             raise HvlabError(f"{quoted(address)} is no physical address: give a number from 0 to {(1 << 64) - 1:#x}")
-        parts = [] if self.region is None else [("protected region", *self.region)]
         with self.look():
-            return look(self.memory, address, self.e820, self.domains, parts, None, self.units, self.dmar)
+            found = look(self.memory, address, self.e820, self.domains, (), None, self.units, self.dmar)
+        if self.region is None or not self.region[0] <= address < self.region[1]:
+            return found
+        return replace(found, facts=(Fact("region", "part of what must be out of reach", *self.region), *found.facts))
 
     def explain(self, fault: Fault) -> Explanation:
         """The way of a DMA or an interrupt message that faulted, by tables and registers as they are now.
@@ -423,7 +436,7 @@ class Outside:
         walked = self._walked
         if not self._provable:
             raise HvlabError(f"{self.name}: {_NO_UNIT}")
-        subject = Subject(self.memory, walked, self.region, parts=[("region", *self.region)], host_address_width=self._width,
+        subject = Subject(self.memory, walked, self.region, host_address_width=self._width,
                           requesters=self._requesters, uncovered=self._uncovered(), domains=self.domains)
         kept = _BY_TABLES if self.root is not None else _BY_UNITS
         claims = [c for c in read_proof(subject).claims if c.claim.startswith(kept)]

@@ -57,8 +57,8 @@ def _buses(values: object) -> str:
 def find_roots(reader: MemoryReader, runs: Iterable[tuple[int, int]]) -> Records[RootGuess]:
     """Every page in the half-open host-physical `runs` that could be a root table, the one with most context entries first.
 
-    It must have all its reserved bits clear, an entry for some bus, and behind each entry a table of context entries of which some are
-    present and none has a reserved bit set.  A search that meets too many is cut, and the note says so.
+    It must have all its reserved bits clear and an entry for some bus; in the tables behind its entries there must be context entries, none
+    with a reserved bit set and all with a second-level table that can be read.  A search that meets too many is cut, and the note says so.
     """
     search = _Search(reader)
     found = [g for start, end in runs for g in search.among(start, end)]
@@ -94,10 +94,9 @@ class _Search:
         if not readable.all() or (tables == address).any():
             return None
         pairs = pages.reshape(len(buses), -1, 2)
-        present = (pairs[:, :, 0] & _ONE).astype(np.bool_)
-        if not present.any(axis=1).all() or not _contexts_good(self.reader, pairs[present]):
+        held = pairs[(pairs[:, :, 0] & _ONE).astype(np.bool_)]
+        if not len(held) or not _contexts_good(self.reader, held):
             return None
-        held = pairs[present]
         return RootGuess(address, tuple(buses.tolist()), len(held), len(np.unique(held[:, 1] >> np.uint64(8))),
                          len(np.unique(held[:, 0] & np.uint64(vtd.ADDRESS))))
 

@@ -72,7 +72,8 @@ class Qemu:
                 for execute in ("qmp_capabilities", name):
                     stream.write(json.dumps({"execute": execute}) + "\n")
                     stream.flush()
-                    reply = json.loads(stream.readline())
+                    while "event" in (reply := json.loads(stream.readline())):
+                        pass
         return reply["return"]
 
     def _until_prompt(self, start: int) -> str:

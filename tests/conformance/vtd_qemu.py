@@ -8,6 +8,7 @@ import base64
 import json
 import re
 import socket
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -67,9 +68,9 @@ _IRR = re.compile(r"^IRR\s+(.*)$", re.MULTILINE)
 class QemuUnit(Qtest):
     """A QEMU with an `intel-iommu` and an `edu` per entry of `REQUESTERS`."""
 
-    def __init__(self, variant: Variant):
+    def __init__(self, variant: Variant, arguments: Sequence[str] = ()):
         devices = [variant.device] + [d + ",dma_mask=0xffffffffffffffff" * d.startswith("edu") for d in _DEVICES]
-        super().__init__(["-qmp", "unix:monitor,server=on,wait=off", *[word for d in devices for word in ("-device", d)]], RAM)
+        super().__init__(["-qmp", "unix:monitor,server=on,wait=off", *[word for d in devices for word in ("-device", d)], *arguments], RAM)
         self._due = ""
         self.cap, self.ecap = self.read(0x08, 8), self.read(0x10, 8)
         record = BASE + frcd_offset(self.cap)
