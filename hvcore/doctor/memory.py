@@ -56,7 +56,8 @@ def _ram_above_4gib(found: Evidence) -> Iterator[Problem]:
     lost = tuple(b.policy for b in found.boots.values() if b.outcome == "disk-lost" and _beyond_4gib(b, found))
     fault = next((f for f in boot.faults if f.address >= FOUR_GIB), None)
     seen = f"; {format_bdf(fault.source)} was refused at {fault.address:#x} (reason {fault.reason:#x})" if fault else ""
-    mend = "IOMMU_MAP_END=ram" + ("" if found.up("ram") or not found.up("superpages") else " and IOMMU_SUPERPAGES=y")
+    tight = pages_for(found.ram_end) > boot.vmm.heap_pages_total
+    mend = "IOMMU_MAP_END=ram" + (" and IOMMU_SUPERPAGES=y" if tight and all("2M" in u.superpages for u in found.units) else "")
     yield Problem("ram-above-4gib", "fatal" if lost else "serious", "bitvisor",
                   f"domain 0 ends at 4 GiB and {show.size(above)} of usable RAM lie above, up to {found.ram_end:#x}: devices cannot reach "
                   f"them{seen}", mend, lost)

@@ -39,61 +39,33 @@ kernel_log() {
 allowed_words() {
     sed -n '
 s/.*\(Linux version [0-9][0-9.]*\).*/\1/p
-t
 s/.*\(BIOS-e820: [][A-Za-z0-9 ()-]*\).*/\1/p
-t
 s/.*\(Host address width [0-9]*\).*/DMAR: \1/p
-t
 s/.*\(DRHD base: 0x[0-9a-f]* flags: 0x[0-9a-f]*\).*/DMAR: \1/p
-t
 s/.*\(reg_base_addr [0-9a-f]* ver [0-9]*:[0-9]* cap [0-9a-f]* ecap [0-9a-f]*\).*/DMAR: \1/p
-t
 s/.*\(IOMMU [0-9a-f]*: ver [0-9]*:[0-9]* cap [0-9a-f]* ecap [0-9a-f]*\).*/DMAR: \1/p
-t
 s/.*\(RMRR base: 0x[0-9a-f]* end: 0x[0-9a-f]*\).*/DMAR: \1/p
-t
 s/.*\(ATSR flags: 0x[0-9a-f]*\).*/DMAR: \1/p
-t
 s/.*\(RHSA base: 0x[0-9a-f]* proximity domain: 0x[0-9a-f]*\).*/DMAR: \1/p
-t
 s/.*\(ANDD device: [0-9a-f]* name: [A-Za-z0-9_.\\^]*\).*/DMAR: \1/p
-t
 s/.*\(IOAPIC id [0-9]* under DRHD base *0x[0-9a-f]*\).*/DMAR-IR: \1/p
-t
 s/.*\(HPET id [0-9]* under DRHD base *0x[0-9a-f]*\).*/DMAR-IR: \1/p
-t
 s/.*ACPI device .*\( under DMAR at [0-9a-f]* as [0-9a-f:.]*\).*/DMAR: ACPI device x\1/p
-t
 s/.*\(etting identity map for device [0-9a-f:.]* \[[0-9a-fxmem -]*\]\).*/DMAR: S\1/p
-t
 s/.*\(x2apic is disabled because BIOS sets x2apic opt out\).*/DMAR-IR: \1/p
-t
 s/.*\(ACPI: [A-Z][A-Z0-9]* [0-9A-Fa-fx]* [0-9A-Fa-f]* (v[0-9]*\).*/\1/p
-t
 s/.*\(MMCONFIG for domain [0-9a-f]* \[bus [0-9a-f-]*\] at \[mem 0x[0-9a-f]*-0x[0-9a-f]*\]\).*/PCI: \1/p
-t
 s/.*\(ECAM \[mem 0x[0-9a-f]*-0x[0-9a-f]*\] (base 0x[0-9a-f]*) for domain [0-9a-f]* \[bus [0-9a-f-]*\]\).*/PCI: \1/p
-t
 s/.*\(nvme[0-9]*: pci function [0-9a-f:.]*\).*/nvme \1/p
-t
 s/.*\(pci_bus [0-9a-f]*:[0-9a-f]*: root bus resource\).*/\1/p
-t
 s/.*\(pci [0-9a-f:.]*: \[[0-9a-f:]*\] type [A-Za-z0-9 \/-]*\).*/\1/p
-t
 s/.*\(pci [0-9a-f:.]*: found \[[0-9a-f:]*\] class [a-z0-9 ]*\).*/\1/p
-t
 s/.*\(pci [0-9a-f:.]*: reg [0-9a-fx]*: [][A-Za-z0-9: -]*\).*/\1/p
-t
 s/.*\(pci [0-9a-f:.]*: BAR [0-5]:* \[[A-Za-z0-9 -]*\]\).*/\1/p
-t
 s/.*\(pci [0-9a-f:.]*: PCI bridge to \[bus [0-9a-f-]*\][a-z ()]*\).*/\1/p
-t
 s/.*\(IRQ remapping was enabled on [a-z0-9]* but we are not in kdump mode\).*/DMAR-IR: \1/p
-t
 s/.*\(SRAT: Node [0-9]*\).*/\1/p
-t
 s/.*\(SRAT: PXM [0-9]*\).*/\1/p
-t
 s/.*\(AMD-Vi: [A-Za-z ]*\).*/\1/p
 '
 }
