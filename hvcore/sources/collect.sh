@@ -66,7 +66,7 @@ s/.*\(pci [0-9a-f:.]*: PCI bridge to \[bus [0-9a-f-]*\][a-z ()]*\).*/\1/p
 s/.*\(IRQ remapping was enabled on [a-z0-9]* but we are not in kdump mode\).*/DMAR-IR: \1/p
 s/.*\(SRAT: Node [0-9]*\).*/\1/p
 s/.*\(SRAT: PXM [0-9]*\).*/\1/p
-s/.*\(AMD-Vi: [A-Za-z ]*\).*/\1/p
+s/.*\(AMD-Vi: [A-Za-z0-9 ]*\).*/\1/p
 '
 }
 

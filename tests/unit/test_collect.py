@@ -142,6 +142,14 @@ def test_words_of_other_kernels_are_kept(tmp_path: Path, folder: str) -> None:
     assert (found.e820, found.units, found.pci, found.assumptions) == (plain.e820, plain.units, plain.pci, plain.assumptions)
 
 
+def test_a_line_on_amd_that_every_kernel_prints_makes_no_amd_machine(tmp_path: Path) -> None:
+    log = "BIOS-e820: [mem 0x0-0x9ffff] usable\nBIOS-e820: [mem 0x100000-0x7fffffff] usable\n"
+    for line, amd in (("AMD-Vi: AMD IOMMUv2 functionality not available on this system", False), ("AMD-Vi: Found IOMMU at 0000:00:00.2", True)):
+        put(tmp_path / "root" / "dmesg", log + f"[    1.0] {line}\n")
+        collect(tmp_path / "x.tar.gz", tmp_path / "root")
+        assert any("AMD-Vi" in a for a in load(tmp_path / "x.tar.gz").assumptions) == amd
+
+
 def test_nothing_private_is_in_it(tmp_path: Path) -> None:
     machine = load("server-64g")
     nvme = "[    0.0] nvme nvme0: pci function 0000:02:00.0 serial S3Z9NX0M123456\n"
