@@ -144,7 +144,7 @@ def test_words_of_other_kernels_are_kept(tmp_path: Path, folder: str) -> None:
 
 def test_a_line_on_amd_that_every_kernel_prints_makes_no_amd_machine(tmp_path: Path) -> None:
     log = "BIOS-e820: [mem 0x0-0x9ffff] usable\nBIOS-e820: [mem 0x100000-0x7fffffff] usable\n"
-    for line, amd in (("AMD-Vi: AMD IOMMUv2 functionality not available on this system", False), ("AMD-Vi: Found IOMMU at 0000:00:00.2", True)):
+    for line, amd in (("AMD-Vi: AMD IOMMUv2 functionality not available", False), ("AMD-Vi: Found IOMMU at 0000:00:00.2", True)):
         put(tmp_path / "root" / "dmesg", log + f"[    1.0] {line}\n")
         collect(tmp_path / "x.tar.gz", tmp_path / "root")
         assert any("AMD-Vi" in a for a in load(tmp_path / "x.tar.gz").assumptions) == amd
