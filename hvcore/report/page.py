@@ -99,12 +99,12 @@ def _part(part: Part, look: _Look) -> str:
 
 def _still(figure: "Figure", printed: bool) -> str:
     """A picture with its words; what has no picture is its table."""
-    head = f"<figcaption>{html.escape(figure.title)}</figcaption>"
+    head = f"<h3>{html.escape(figure.title)}</h3>"
     if not figure.svg:
         words = f"<p>{html.escape(figure.alt)}</p>" if figure.alt and not figure.table else ""
-        return f"<figure>{head}{words}{_scrolled(figure.title, figure.table) if figure.table else ''}</figure>"
+        return f"<div>{head}{words}{_scrolled(figure.title, figure.table) if figure.table else ''}</div>"
     more = "" if printed or not figure.table else f"<details><summary>The same as a table</summary>{figure.table}</details>"
-    return f'<figure class="drawn">{head}{_scrolled(figure.title, figure.svg)}{more}</figure>'
+    return f'<div class="drawn">{head}{_scrolled(figure.title, figure.svg)}{more}</div>'
 
 
 def _scrolled(name: str, inside: str) -> str:

@@ -91,7 +91,8 @@ def test_every_section_is_there_and_linked(made):
 
 def test_it_says_what_the_run_says(made):
     for words in ("disk-lost", "PTE Read access is not set", "IOMMU_MAP_END=ram", "ram-above-4gib", "128 MiB", "0x77c00000",
-                  "No device can write the core's", "(IOMMU) dom 0(PT Devs.) ... Ready.", "nvme nvme0: I/O 0 QID 0 timeout", "capstone", "Made by hvlab"):
+                  "No device can write the core's", "(IOMMU) dom 0(PT Devs.) ... Ready.",
+                  "nvme nvme0: I/O 0 QID 0 timeout", "capstone", "Made by hvlab"):
         assert words in made.words, words
 
 
