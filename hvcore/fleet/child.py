@@ -73,24 +73,26 @@ def answer(job: Mapping[str, Any], examine: Examine) -> dict[str, Any]:
     began, cpu = time.perf_counter(), time.process_time()
     signal.setitimer(signal.ITIMER_REAL, job["limit"] + GRACE)
     try:
-        found = _examined(Path(job["root"]), job, examine)
+        root = Path(job["root"])
+        found = _examined(root, str(job["path"]), examine)
+        if not _unchanged(root, job):
+            found = _failure("changed", "its content is not what was found: it changed meanwhile, or is another where it was examined")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     gc.collect()
     return {**found, "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
 
 
-def _examined(root: Path, job: Mapping[str, Any], examine: Examine) -> dict[str, Any]:
+def _examined(root: Path, path: str, examine: Examine) -> dict[str, Any]:
     try:
-        record = examine(root / job["path"])
-        record = json.loads(_text(record.to_json() if hasattr(record, "to_json") else record))
+        record = examine(root / path)
+        return {"record": json.loads(_text(record.to_json() if hasattr(record, "to_json") else record)), "failure": None}
     except HvlabError as e:
         return _failure("bad", _below(root, str(e)))
     except MemoryError:
         return _failure("memory", "there was not enough memory for it")
     except (Exception, SystemExit) as e:  # noqa: BLE001 - whatever one item raises must not spoil the others
         return _failure("crash", _below(root, _told(e)))
-    return {"record": record, "failure": None} if _unchanged(root, job) else _failure("changed", "its content is not what was found")
 
 
 def _text(record: object) -> str:

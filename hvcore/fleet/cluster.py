@@ -25,6 +25,8 @@ _TRIES = 20
 """How often an item is given out anew that was lost with its worker, beyond what the scheduler does by itself."""
 _ANSWERS = "30s"
 """How long the scheduler may take to answer at all."""
+_LAST_WORDS = 5.0
+"""Seconds that workers may take to end what they keep."""
 _keepers: dict[int, Keeper] = {}
 """On a worker: the keeper of each of its threads."""
 
@@ -38,10 +40,20 @@ def examine_there(root: Path, items: Sequence[Item], work: Work, scheduler: str)
     try:
         yield from _gathered(client, root, items, work)
     finally:
+        _leave(client)
+
+
+def _leave(client: "Client") -> None:
+    """Lets the workers' processes end, and takes back what has not begun; a cluster that does not answer is not waited for."""
+    def release() -> None:
         with suppress(Exception):
-            client.run(release_processes, wait=True, on_error="ignore")
-        with suppress(Exception):
-            client.close(timeout=5)
+            client.run(release_processes, on_error="ignore")
+
+    thread = threading.Thread(target=release, daemon=True)
+    thread.start()
+    thread.join(_LAST_WORDS)
+    with suppress(Exception):
+        client.close(timeout=_LAST_WORDS)
 
 
 def _connected(scheduler: str) -> "Client":

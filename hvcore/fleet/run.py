@@ -36,7 +36,7 @@ def run_fleet(folder: str | Path, out: str | Path, *, workers: int | None = None
     if not items:
         raise HvlabError(f"{folder}: no archive, folder of logs, kernel log or .toml is below it")
     with Store(out) as store:
-        done = {key: d for key, d in store.done.items() if not (retry and d.failure)}
+        done = {key for key, d in store.done.items() if not (d.failure and (retry or d.failure.kind == "changed"))}
         left = [item for item in items if item.key not in done]
         results = _results(folder.resolve(), left, work, workers or cores(), scheduler)
         _keep(results, store, Progress(len(items), len(items) - len(left), stream), out, stream or sys.stderr)

@@ -238,6 +238,27 @@ def test_a_torn_last_line_is_dropped_and_its_item_done_again(fakes, tmp_path):
     assert all(json.loads(line) for line in results.read_text().splitlines())
 
 
+def test_what_was_another_when_it_was_examined_is_done_again(fakes, tmp_path):
+    folder, out = items(tmp_path / "f", a="ok 1", b="ok 2"), tmp_path / "out"
+    item = next(find_items(folder))
+    out.mkdir()
+    with Store(out) as store:
+        store.add(Done(item.path, item.digest, item.kind, None, Failure("changed", "was another")))
+    report = run(folder, out)
+    assert not report.failed and len(report.items) == 2
+    assert lines(out) == 3
+
+
+def test_a_folder_that_a_worker_does_not_see_is_not_the_items_fault(fakes, tmp_path):
+    folder = items(tmp_path / "f", a="ok 1")
+    item, = find_items(folder)
+    keeper = Keeper(FAKE)
+    try:
+        assert keeper.do(tmp_path / "elsewhere", item).failure.kind == "changed"
+    finally:
+        keeper.close()
+
+
 def _done(number):
     failure = None if number % 2 else Failure("bad", "why")
     return Done(f"päth {number}\n", f"{number:064x}", "log", {"machine": "m", "verdicts": []}, failure)

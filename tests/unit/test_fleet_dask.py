@@ -106,19 +106,19 @@ class Killer(io.StringIO):
 
 
 def test_all_is_done_once_though_workers_are_killed(dask, fakes, tmp_path):
-    folder, out = folder_of(tmp_path / "f", 40), tmp_path / "out"
-    workers = [dask.worker() for _ in range(3)]
+    folder, out = folder_of(tmp_path / "f", 30), tmp_path / "out"
+    workers = [dask.worker() for _ in range(2)]
 
     def kill(number):
         os.kill(workers[number].pid, signal.SIGKILL)
         workers[number].wait()
         workers.append(dask.worker())
 
-    stream = Killer(out, {3: lambda: kill(0), 10: lambda: kill(1), 18: lambda: kill(2)})
+    stream = Killer(out, {3: lambda: kill(0), 14: lambda: kill(1)})
     report = run_fleet(folder, out, scheduler=dask.address, work=FAKE, stream=stream)
-    assert stream.done == [3, 10, 18]
-    assert recorded(out) == 40
-    assert Counter(d.path for d in report.items) == Counter(f"m{i:03}.log" for i in range(40))
+    assert stream.done == [3, 14]
+    assert recorded(out) == 30
+    assert Counter(d.path for d in report.items) == Counter(f"m{i:03}.log" for i in range(30))
     alone = run_fleet(folder, tmp_path / "alone", workers=1, work=FAKE, stream=io.StringIO())
     assert without_times(report) == without_times(alone)
     for name in ("outcomes.parquet", "problems.parquet"):
