@@ -65,18 +65,21 @@ def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     Raises `BadMachine`, one sentence, for whatever is no plain set of files: a path that leads out of the archive, a link, a device, too
     much in it, the same name twice, bytes that cannot be read.
     """
+    if not path.is_file():
+        raise BadMachine(f"{path}: not a file")
     try:
         with path.open("rb") as file:
             return _files(path, _zip(path, file) if path.name.lower().endswith(".zip") else _tar(path, file), wanted)
     except RecursionError as e:
         raise BadMachine(f"{path}: the archive's entries are nested without end: it is no machine") from e
     except _BROKEN as e:
+        if isinstance(e, OSError) and e.errno:
+            raise BadMachine(f"{path} cannot be read ({e.strerror})") from e
         raise BadMachine(f"{path}: the archive cannot be read, it is cut short, damaged or encrypted ({_reason(e)})") from e
 
 
 def _reason(error: BaseException) -> str:
-    said = " ".join((getattr(error, "strerror", None) or str(error)).split())
-    return said[:120] or type(error).__name__
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _files(path: Path, entries: _Entries, wanted: Callable[[str], bool]) -> dict[str, bytes]:

@@ -191,4 +191,5 @@ say "left out: all other ACPI tables, SMBIOS, configuration space beyond the hea
 grep -q BIOS-e820 "$out/dmesg.txt" 2> /dev/null || [ -s "$out/memmap.txt" ] ||
     say "NO MEMORY MAP could be read: run as root, soon after a boot"
 tar --numeric-owner -C "$temporary" -cf - hvlab-machine | gzip -n > "$file" || exit 2
+[ -z "${SUDO_UID:-}" ] || chown "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$file"
 echo "wrote $file"

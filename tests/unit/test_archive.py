@@ -162,6 +162,11 @@ def test_not_an_archive_at_all(tmp_path: Path) -> None:
         assert "x." in sentence(tmp_path / name)
 
 
+def test_a_pipe_is_no_archive(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.tar.gz")
+    assert "not a file" in sentence(tmp_path / "x.tar.gz")
+
+
 BASES = {"x.tar.gz": tar, "x.tar": tar, "x.zip": zipped}
 
 
