@@ -49,9 +49,10 @@ def _leave(client: "Client") -> None:
         with suppress(Exception):
             client.run(release_processes, on_error="ignore")
 
-    thread = threading.Thread(target=release, daemon=True)
-    thread.start()
-    thread.join(_LAST_WORDS)
+    if client.status == "running":
+        thread = threading.Thread(target=release, daemon=True)
+        thread.start()
+        thread.join(_LAST_WORDS)
     with suppress(Exception):
         client.close(timeout=_LAST_WORDS)
 

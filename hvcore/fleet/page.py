@@ -18,7 +18,9 @@ h1 { font-size: 1.3rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 div { overflow-x: auto; }
 table { border-collapse: collapse; }
 th, td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid color-mix(in srgb, CanvasText 20%, Canvas); overflow-wrap: anywhere; min-width: 4rem; }
+  border-bottom: 1px solid color-mix(in srgb, CanvasText 20%, Canvas); }
+th:first-child, td:last-child { overflow-wrap: anywhere; min-width: 10rem; }
+td.n:last-child { min-width: 0; }
 th { font-weight: 600; } .n { text-align: right; font-variant-numeric: tabular-nums; }
 footer { margin-top: 3rem; font-size: .85rem; }
 """

@@ -142,6 +142,16 @@ def test_what_was_done_here_is_not_done_there_and_processes_end_with_it(dask, fa
     wait_for(lambda: not Path(f"/proc/{pid}/cmdline").exists(), 20)
 
 
+def test_a_scheduler_that_dies_ends_the_fleet_and_what_is_done_is_kept(dask, fakes, tmp_path):
+    folder, out = folder_of(tmp_path / "f", 12), tmp_path / "out"
+    dask.worker()
+    stream = Killer(out, {3: dask.processes[0].kill})
+    with pytest.raises(HvlabError, match="the cluster is gone"):
+        run_fleet(folder, out, scheduler=dask.address, work=FAKE, stream=stream)
+    assert 3 <= recorded(out) < 12
+    assert len(run_fleet(folder, out, workers=2, work=FAKE, stream=io.StringIO()).items) == recorded(out) == 12
+
+
 def test_workers_that_cannot_examine_are_the_users_to_mend(dask, tmp_path):
     folder = folder_of(tmp_path / "f", 3)
     dask.worker()
