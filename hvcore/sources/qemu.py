@@ -40,9 +40,8 @@ _GAP = 64 * PAGE
 """Pages nearer to each other than this are read together."""
 _KEPT = 4096
 """Pages kept of one look, at most."""
-_AT_ONCE = 64 << 20
-_PRINTED = 8 * ENTRIES
-"""Bytes that one command saves, and that one prints."""
+_AT_ONCE, _PRINTED = 64 << 20, PAGE
+"""Bytes that one command saves, and that one prints, at most."""
 
 
 @dataclass(frozen=True, slots=True)
