@@ -58,11 +58,8 @@ def toml_of(d: MachineDescription) -> str:
 
     A disk image is named without its folder: it has to be put beside the file.
     """
-    tables = [_table("ecam", _window(d.ecam))] if d.ecam else []
-    tables += [_table("[segment]", {"number": window.segment} | _window(window)) for window in d.other_ecams]
-    tables += [_table("[unit]", _unit(unit)) for unit in d.units]
-    tables += [_table("[pci]", _function(function)) for function in d.pci]
-    tables.append(_table("disk", {"image": Path(d.disk.image).name} if d.disk.image else {"size": d.disk.size, "seed": d.disk.seed}))
+    disk = {"image": Path(d.disk.image).name} if d.disk.image else {"size": d.disk.size, "seed": d.disk.seed}
+    tables = ([_table("ecam", _window(d.ecam))] if d.ecam else []) + [_table("disk", disk)]
     return "\n".join(["\n".join(_head(d)), *tables]) + "\n"
 
 
@@ -70,9 +67,19 @@ def _head(d: MachineDescription) -> Iterator[str]:
     yield from _pairs({"name": d.name, "source": d.source})
     yield "ram_runs = [" + ", ".join(f"[{start:#x}, {end:#x}]" for start, end in d.ram_runs) + "]"
     yield f"acpi_address = {d.acpi_address:#x}"
-    yield "\n".join(["e820 = [", *(f"    {_entry(e)}," for e in d.e820), "]"])
+    yield _lines("e820", map(_entry, d.e820))
     if d.dmar is not None:
         yield f'dmar = "{DMAR}"'
+    if d.units:
+        yield _lines("unit", (_value("", _unit(unit)) for unit in d.units))
+    if d.other_ecams:
+        yield _lines("segment", (_value("", {"number": window.segment} | _window(window)) for window in d.other_ecams))
+    yield _lines("pci", (_value("", _function(function)) for function in d.pci))
+
+
+def _lines(key: str, values: Iterable[str]) -> str:
+    """An array with a value a line."""
+    return "\n".join([f"{key} = [", *(f"    {value}," for value in values), "]"])
 
 
 def _entry(e: E820Entry) -> str:

@@ -41,6 +41,7 @@ class Alive:
     selection: str
     stills: tuple["Figure", ...]
     printed: str = ""
+    in_print: bool = True
 
 
 @cache
@@ -53,14 +54,15 @@ def _nothing(_widget: Any) -> None:
     pass
 
 
-def alive(key: str, view: "View", selection: str, stills: "Sequence[Figure]" = (), printed: str = "") -> Alive:
+def alive(key: str, view: "View", selection: str, stills: "Sequence[Figure]" = (), printed: str = "",
+          in_print: bool = True) -> Alive:
     """A quiet view as it is now; its own figure, unless others are given as `stills`."""
     drawn = tuple(replace(figure, svg=_own(figure.svg, key)) for figure in stills or (view.figure,))
     keys = [name for name in view.keys if not name.startswith("_") and name not in _NOT_STATE]
     state = {name: _wire(value, key) for name, value in _cut(view.get_state(keys)).items()}
     if len(getattr(view, "start", b"")) > 8 * PIECES:
-        return Alive(key, "", "", {}, selection, drawn, printed)
-    return Alive(key, str(view._esm), str(view._css), state, selection, drawn, printed)
+        return Alive(key, "", "", {}, selection, drawn, printed, in_print)
+    return Alive(key, str(view._esm), str(view._css), state, selection, drawn, printed, in_print)
 
 
 def _cut(state: dict[str, Any]) -> dict[str, Any]:

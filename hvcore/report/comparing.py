@@ -1,16 +1,15 @@
 """What is different between two runs of a machine, as a chapter of its own."""
 
 import html
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..doctor import Diagnosis
-from .alive import ROWS, Alive, alive, quiet
+from .alive import ROWS, alive, quiet
 from .chapter import Chapter, Part, Section, table
 from .sections import findings, outcome_of
 
 if TYPE_CHECKING:
-    from widgets.drawing import Figure
-
     from ..run import Run
 
 __all__ = ["differences_of"]
@@ -44,7 +43,7 @@ def _changed(before: "Run", after: "Run") -> tuple[Part, ...]:
     pages = quiet(PageMap)(None, selection)
     pages.show_changes(before, after)
     changes = quiet(Table)(before.diff(after)[:ROWS], selection)
-    return (alive("differences", picture, "both"), alive("changed-pages", pages, "both"), alive("changes", changes, "both"))
+    return (alive("differences", picture, "both"), alive("changed-pages", pages, "both", in_print=False), alive("changes", changes, "both"))
 
 
 def _beside(before: "Run", after: "Run") -> tuple[Part, ...]:
@@ -53,11 +52,6 @@ def _beside(before: "Run", after: "Run") -> tuple[Part, ...]:
     from widgets.selection import Selection
     selection = quiet(Selection)()
 
-    def part(key: str, name: str, figure: "Figure") -> tuple[Part, Alive]:
-        return f"<h3>{name}</h3>", alive(key, quiet(Picture)(figure, selection), "beside")
-
-    parts: list[Part] = []
-    for n, pair in enumerate(compare_figures(before, after).pairs):
-        for name, figure in (("A", pair.before), ("B", pair.after)):
-            parts += part(f"beside-{n}-{name}", f"{name}, {figure.title[0].lower()}{figure.title[1:]}", figure)
-    return tuple(parts)
+    pairs = [(name, figure) for pair in compare_figures(before, after).pairs for name, figure in (("A", pair.before), ("B", pair.after))]
+    return tuple(alive(f"beside-{n}", quiet(Picture)(replace(figure, title=f"{name}, {figure.title}"), selection), "beside")
+                 for n, (name, figure) in enumerate(pairs))

@@ -62,12 +62,19 @@ def _page(title: str, words: str, chapters: Sequence[Chapter], look: _Look, tail
     policy = f"default-src 'none'; script-src {script}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
     body = "".join(_chapter(chapter, look, alone=len(chapters) == 1) for chapter in chapters)
     if look.printed:
-        body = body.replace("<details>", "<details open>")
+        body = _unfolded(body)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="referrer" content="no-referrer">'
             f"<title>{html.escape(title)}</title><style>{_style(look.styles)}</style></head><body>"
             f'<a class="skip" href="#main">To the report</a><header><h1>{html.escape(title)}</h1>{words}</header>'
             f'<nav aria-label="Contents"><h2>Contents</h2>{_contents(chapters)}</nav><main id="main">{body}</main>{tail}</body></html>\n')
+
+
+def _unfolded(body: str) -> str:
+    """In print what is folded away on a screen has a heading instead."""
+    for folded, plain in (("<details><summary>", "<div><h3>"), ("</summary>", "</h3>"), ("</details>", "</div>")):
+        body = body.replace(folded, plain)
+    return body
 
 
 def _contents(chapters: Sequence[Chapter]) -> str:
@@ -83,8 +90,13 @@ def _links(sections: Iterable[Section]) -> str:
 def _chapter(chapter: Chapter, look: _Look, alone: bool) -> str:
     """Its sections; where there are several chapters, the title of each section says whose it is."""
     whose = "" if alone else f"{chapter.title}: "
-    return "".join(f'<section id="{s.key}" aria-labelledby="{s.key}-title"><h2 id="{s.key}-title">{html.escape(whose + s.title)}</h2>'
-                   f"{''.join(_part(part, look) for part in s.parts)}</section>" for s in chapter.sections)
+    sections = [_section(s, whose + s.title, "" if alone or n else ' class="chapter"', look) for n, s in enumerate(chapter.sections)]
+    return "".join(sections)
+
+
+def _section(s: Section, title: str, kind: str, look: _Look) -> str:
+    return (f'<section id="{s.key}" aria-labelledby="{s.key}-title"{kind}><h2 id="{s.key}-title">{html.escape(title)}</h2>'
+            f"{''.join(_part(part, look) for part in s.parts)}</section>")
 
 
 def _part(part: Part, look: _Look) -> str:
@@ -92,7 +104,7 @@ def _part(part: Part, look: _Look) -> str:
         return part
     stills = "".join(_still(figure, look.printed) for figure in part.stills)
     if look.printed:
-        return stills + part.printed
+        return (stills if part.in_print else "") + part.printed
     place = f' data-view="{part.key}"' if part.module else ""
     return f'<div class="hv-view"{place}>{stills}</div>'
 

@@ -1,7 +1,7 @@
 """The sections of a report of one run, in their order.  Everything is read here and now: the machine may go on afterwards."""
 
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 from ..doctor import Diagnosis
@@ -29,7 +29,8 @@ def chapter_of(machine: "Machine", grid: Matrix | None = None, diagnosis: Diagno
                progress: Progress = lambda _name: None, mark: str = "") -> Chapter:
     """All that is to be said of a machine's current run, with a matrix of attacks and a diagnosis of the machine where these are given.
 
-    `mark` is put before anchors, where a page has two chapters.  Raises HvlabError where the machine has no run.
+    `mark` is put before anchors, where a page has two chapters; the machine's files are in the one that is not `a-`.  Raises HvlabError
+    where the machine has no run.
     """
     run = machine.run
     if run is None:
@@ -62,15 +63,15 @@ def facts_of(machine: "Machine", run: "Run") -> str:
                   ("options", " ".join(settings(run.config)) or f"the profile {run.config.PROFILE} as it is")])
 
 
-def findings(diagnosis: Diagnosis) -> Iterator[str]:
-    """What `hvlab doctor` finds: verdicts, problems with their evidence, what is not known."""
+def findings(diagnosis: Diagnosis, assumptions: Collection[str] = ()) -> Iterator[str]:
+    """What `hvlab doctor` finds: verdicts, problems with their evidence, what is not known besides the `assumptions`."""
     yield paragraph(f"The machine was booted under each policy. Problems: {diagnosis.summary}.") + shown(diagnosis.verdicts)
     for problem in diagnosis.problems:
         told = [("evidence", problem.evidence), ("mend", problem.mend or "no option helps"), ("explains", ", ".join(problem.policies))]
         title = f"{problem.severity[0].upper()}{problem.severity[1:]}, {problem.blame}: {problem.id}"
         yield f"<h3>{html.escape(title)}</h3>{facts(told)}"
-    if diagnosis.unknown:
-        yield "<h3>Not known</h3>" + listed(diagnosis.unknown)
+    if unknown := [words for words in diagnosis.unknown if words not in assumptions]:
+        yield "<h3>Not known</h3>" + listed(unknown)
 
 
 class _Teller:
@@ -116,7 +117,7 @@ class _Teller:
 
     def doctor(self) -> Iterator[Part]:
         if self.diagnosis is not None:
-            yield from findings(self.diagnosis)
+            yield from findings(self.diagnosis, self.machine.assumptions)
 
     def domains(self) -> Iterator[Part]:
         from widgets.views import GraphView
@@ -184,6 +185,10 @@ class _Teller:
     def again(self) -> Iterator[Part]:
         from ..sources import load, shipped
         d, name = self.machine.description, self.machine.name
+        if self.mark == "a-":
+            yield paragraph("With the machine's files, which are in this section of B:")
+            yield coded(commands(d, self.run.config, TOML), "the command")
+            return
         known = name in shipped() and load(shipped()[name]) == d
         if known:
             yield paragraph("The machine comes with hvlab:") + coded(commands(d, self.run.config, name), "the command")
