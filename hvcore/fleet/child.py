@@ -1,6 +1,7 @@
 """The process in which items are examined: `python -m hvcore.fleet.child MODULE:NAME` reads a job a line and writes an answer a line.
 
-It imports once and takes many items.  It ends when nobody writes to it any more, and by the kernel's alarm where an item hangs, even in
+It imports once and takes many items; after each the garbage is collected, so that it does not grow, and what was imported is left out of
+that (`gc.freeze`), which is then cheap.  It ends when nobody writes to it any more, and by the kernel's alarm where an item hangs, even in
 code that never comes back to Python and with its keeper gone.
 """
 
@@ -40,6 +41,7 @@ def main(spec: str) -> None:
         _write(answers, {"broken": f"{spec}: {e}"})
         return
     _write(answers, {"ready": os.getpid()})
+    gc.freeze()
     buffer = b""
     while select.select([jobs], [], [], _IDLE)[0] and (data := os.read(jobs, 1 << 16)):
         *lines, buffer = (buffer + data).split(b"\n")
