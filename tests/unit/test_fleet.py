@@ -330,24 +330,24 @@ def wait_for(condition, seconds=60):
 
 @pytest.mark.parametrize(("by", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_fleet_that_is_stopped_keeps_what_is_done_and_goes_on(fakes, tmp_path, by, status):
-    folder, out = many(tmp_path / "f", 30, "sleep 0.1"), tmp_path / "out"
+    folder, out = many(tmp_path / "f", 16, "sleep 0.5"), tmp_path / "out"
     command = [sys.executable, "-c", FLEET, str(folder), "-o", str(out), "--workers", "2"]
     fleet = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: lines(out) >= 5)
+    wait_for(lambda: lines(out) >= 2)
     fleet.send_signal(by)
     _, said = fleet.communicate(timeout=60)
     kept = lines(out)
     assert fleet.returncode == status
-    assert 5 <= kept < 30
-    wait_for(lambda: not alive(fakes), 15)
+    assert 2 <= kept < 16
+    wait_for(lambda: not alive(fakes))
     if by == signal.SIGINT:
-        assert f"{kept} of 30 items are done and kept in {out}: the same command goes on there" in said
+        assert f"{kept} of 16 items are done and kept in {out}: the same command goes on there" in said
     before = {line.split()[1] for line in fakes.read_text().splitlines()}
-    report = run(folder, out, workers=2)
+    report = run(folder, out, workers=4)
     tries = Counter(line.split()[1] for line in fakes.read_text().splitlines())
-    assert len(report.items) == 30 and not report.failed
-    assert lines(out) == 30
-    assert sum(tries.values()) - 30 == len(before) - kept <= 2
+    assert len(report.items) == 16 and not report.failed
+    assert lines(out) == 16
+    assert sum(tries.values()) - 16 == len(before) - kept <= 2
 
 
 # --- what is told
