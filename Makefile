@@ -9,7 +9,7 @@ ROOT  := $(filter 0,$(shell id -u))
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 # What some tests run, and Debian's package for it.
-PROGRAMS := gcc:gcc ld:binutils qemu-system-x86_64:qemu-system-x86 iasl:acpica-tools chromium:chromium
+PROGRAMS := gcc:gcc ld:binutils qemu-system-x86_64:qemu-system-x86 iasl:acpica-tools chromium:chromium pdftotext:poppler-utils
 APT_GET  := DEBIAN_FRONTEND=noninteractive apt-get -q -y
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -20,7 +20,7 @@ help:
 	@echo 'make lab      JupyterLab on the workbench notebook'
 	@echo 'make voila    the workbench as an app on port 8866 of this machine: every visitor has a machine of their own'
 	@echo 'make test     ruff, mypy and every test'
-	@echo 'make report   the workbench notebook, executed without a screen, as build/report.html'
+	@echo 'make report   a report of a run that works without a network, as build/report.html; `make report MACHINE=q35-6g REPORT=build/q35.pdf`'
 	@echo 'make notebooks  the course in English and Japanese from notebooks/source, executed'
 	@echo 'make bench    speed beside plain C and beside `import pandas`'
 	@echo 'make fuzz     parsers, readers and devices under random input; `make fuzz MINUTES=60` for an hour'
@@ -85,13 +85,11 @@ MINUTES := 10
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
-# No script of another host in the page, and the widgets' static form: the file can be kept and opened anywhere.
+MACHINE := nvme-desktop-16g
+REPORT := build/report.html
 report: $(STAMP)
 	@mkdir -p build
-	$(BIN)/jupyter nbconvert --execute --to html --no-prompt --output-dir build --output report.html notebooks/00-workbench.ipynb \
-		--ExecutePreprocessor.store_widget_state=False --HTMLExporter.require_js_url= --HTMLExporter.mathjax_url= \
-		--HTMLExporter.mermaid_js_url= --HTMLExporter.jquery_url=
-	@echo build/report.html
+	$(BIN)/hvlab report $(MACHINE) -o $(REPORT) $(foreach option,$(SET),--set $(option))
 
 notebooks: $(STAMP)
 	$(BIN)/python notebooks/build.py

@@ -29,6 +29,7 @@ class ReportLink(ipw.Output):
         """Shows a link to a report in the notebook's folder."""
         size = f"{path.stat().st_size / 1e6:.1f} MB"
         link = f'<a href="{quote(path.name)}" target="_blank" rel="noopener">{html.escape(path.name)}</a>'
-        words = f"It works without a network and without this kernel ({size}). If it is shown without its controls, download it first."
+        words = (f"It works without a network and without this kernel ({size}). JupyterLab shows its pictures; <em>Trust HTML</em> "
+                 "wakes its views.")
         data = {"text/html": f'<p class="hvlab-report">Report: {link}. {words}</p>', "text/plain": f"Report: {path.name} ({size})"}
         self.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)

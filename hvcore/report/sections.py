@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Callable, Collection, Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..doctor import Diagnosis
@@ -35,6 +36,8 @@ def chapter_of(machine: "Machine", grid: Matrix | None = None, diagnosis: Diagno
     run = machine.run
     if run is None:
         raise HvlabError(f"{machine.name} was not booted: there is nothing to report")
+    if find_spec("anywidget") is None:
+        raise HvlabError("a report is made of the workbench's views, whose packages are not installed: `pip install hvlab[ui]`")
     teller = _Teller(machine, run, grid, diagnosis, mark)
     sections = []
     with machine.still():

@@ -281,3 +281,21 @@ def test_dark_and_narrow_or_wide(page, bench, screenshots, width):
         assert tab.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), tab.inner_text()
     keep(page, screenshots, f"dark-{width}")
     assert not amiss(page)
+
+
+def test_the_report_is_written_beside_the_notebook_and_linked(page, bench, lab):
+    bench.element.get_by_role("button", name="Report").click()
+    link = bench.element.get_by_role("link", name=re.compile(r"report-.*-run-1\.html"))
+    expect(link).to_be_visible()
+    written = lab.root / link.inner_text()
+    assert written.stat().st_size > 100_000
+    expect(bench.element.get_by_role("button", name="Report")).to_be_enabled()
+    address = link.evaluate("a => a.href")
+    assert address.startswith(lab.origin)
+    answer = page.request.get(address)
+    assert answer.ok
+    assert answer.body() == written.read_bytes()
+    other = page.context.new_page()
+    other.goto(address)
+    expect(other.locator("html[data-ready=yes]")).to_have_count(1)
+    expect(other.locator("[data-view=pages] canvas[data-first]")).to_be_visible()

@@ -60,7 +60,7 @@ def test_no_file_names_a_registry(name):
 def test_environment_installs_pyproject_under_the_constraints():
     own, pip = conda()
     assert own == ["python=3.11", "pip"]
-    assert pip[:2] == ["-c constraints.txt", "-e .[ui,report]"]
+    assert pip[:2] == ["-c constraints.txt", "-e .[ui]"]
     python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert Requirement(f"python{python}").specifier.contains("3.11")
 
