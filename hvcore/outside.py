@@ -145,6 +145,8 @@ class _Config:
         return int.from_bytes(space[offset:offset + width], "little")
 
 
+_RUNS = 256
+"""Ranges of a dump that stand in for a memory map, at most."""
 _CORE = "the core's memory"
 """What a proof calls the region in which nothing else is known."""
 
@@ -250,8 +252,10 @@ class Outside:
     def _e820(self) -> FoundMap:
         found = find_e820(self.memory)
         if found is None:
-            entries = tuple(E820Entry(start, end, E820Type.USABLE) for start, end in self.memory.runs)
-            found = entries, "No memory map was found in memory: these are the ranges that can be read."
+            runs = self.memory.runs
+            more = f" {len(runs) - _RUNS} more are not shown." if len(runs) > _RUNS else ""
+            entries = tuple(E820Entry(start, end, E820Type.USABLE) for start, end in runs[:_RUNS])
+            found = entries, f"No memory map was found in memory: these are the ranges that can be read.{more}"
         return FoundMap(*found)
 
     @property

@@ -61,9 +61,25 @@ def find_roots(reader: MemoryReader, runs: Iterable[tuple[int, int]]) -> Records
     with a reserved bit set and all with a second-level table that can be read.  A search that meets too many is cut, and the note says so.
     """
     search = _Search(reader)
-    found = [g for start, end in runs for g in search.among(start, end)]
+    found = [g for addresses in _batches(runs) for g in search.among(addresses)]
     note = "The search was cut: too many pages look like root tables." if search.left <= 0 else ""
     return Records(RootGuess, sorted(found, key=lambda g: (-g.contexts, g.address))[:_SHOWN], note=note)
+
+
+def _batches(runs: Iterable[tuple[int, int]]) -> Iterator[U64]:
+    """The addresses of the whole pages of runs, some thousands at a time."""
+    held, count = list[U64](), 0
+    for start, end in runs:
+        first, last = -(-start // PAGE), end // PAGE
+        while first < last:
+            take = min(_CHUNK - count, last - first)
+            held.append(np.arange(first, first + take, dtype=np.uint64) * np.uint64(PAGE))
+            first, count = first + take, count + take
+            if count == _CHUNK:
+                yield np.concatenate(held)
+                held, count = [], 0
+    if held:
+        yield np.concatenate(held)
 
 
 class _Search:
@@ -72,17 +88,14 @@ class _Search:
     def __init__(self, reader: MemoryReader):
         self.reader, self.left = reader, _MOST_TABLES
 
-    def among(self, start: int, end: int) -> Iterator[RootGuess]:
-        first, last = -(-start // PAGE), end // PAGE
-        for at in range(first, last, _CHUNK):
-            if self.left <= 0:
-                return
-            addresses = np.arange(at, min(at + _CHUNK, last), dtype=np.uint64) * np.uint64(PAGE)
-            words, readable = self.reader.tables(addresses)
-            for i in np.flatnonzero(readable & _root_like(words)).tolist():
-                guess = self._judged(int(addresses[i]), words[i]) if self.left > 0 else None
-                if guess:
-                    yield guess
+    def among(self, addresses: U64) -> Iterator[RootGuess]:
+        if self.left <= 0:
+            return
+        words, readable = self.reader.tables(addresses)
+        for i in np.flatnonzero(readable & _root_like(words)).tolist():
+            guess = self._judged(int(addresses[i]), words[i]) if self.left > 0 else None
+            if guess:
+                yield guess
 
     def _judged(self, address: int, words: Words) -> RootGuess | None:
         """The guess, if all its context tables are some."""

@@ -1,8 +1,10 @@
 """Physical memory from outside: who reads it, and a file that holds parts of it."""
 
 import mmap
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -84,7 +86,8 @@ class FileMemory:
         end = len(self._map)
         if any(p.offset < 0 or p.offset + p.end - p.start > end for p in self.pieces):
             raise BadSource(f"{path}: a piece lies beyond the end of the file")
-        self._start = np.array([p.start for p in self.pieces], np.uint64)
+        self._starts = [p.start for p in self.pieces]
+        self._start = np.array(self._starts, np.uint64)
         self._end = np.array([p.end for p in self.pieces], np.uint64)
         self._offset = np.array([p.offset for p in self.pieces], np.int64)
         self._views: dict[int, U64] = {}
@@ -92,7 +95,7 @@ class FileMemory:
     def __repr__(self) -> str:
         return f"{self.path}: {ranges(self.runs) or 'nothing'} (host-physical)"
 
-    @property
+    @cached_property
     def runs(self) -> tuple[tuple[int, int], ...]:
         """The half-open ranges that the file holds, ascending and apart."""
         found: list[tuple[int, int]] = []
@@ -117,9 +120,7 @@ class FileMemory:
         return data
 
     def _piece(self, address: int) -> Piece | None:
-        if not 0 <= address < ADDRESS_END:
-            return None
-        i = int(np.searchsorted(self._start, np.uint64(address), "right")) - 1
+        i = bisect_right(self._starts, address) - 1
         return self.pieces[i] if i >= 0 and address < self.pieces[i].end else None
 
     def tables(self, addresses: U64, /) -> tuple[U64, NDArray[np.bool_]]:

@@ -36,7 +36,7 @@ _MEMORY = frozenset({"ram", "rom", "romd"})
 _UNIT = "intel_iommu"
 _AHEAD = 16 * PAGE
 """Bytes read around one that is asked for alone."""
-_GAP = 64 * PAGE
+_GAP = 256 * PAGE
 """Pages nearer to each other than this are read together."""
 _KEPT = 4096
 """Pages kept of one look, at most."""
@@ -202,10 +202,14 @@ class QemuMachine:
             addresses = np.asarray(addresses, np.uint64)
             readable = self._readable(addresses)
             words = np.zeros((len(addresses), ENTRIES), np.uint64)
-            wanted, inverse = np.unique(addresses[readable], return_inverse=True)
-            if len(wanted):
-                words[readable] = self._many(wanted)[inverse]
-            return words, readable
+            wanted = addresses[readable]
+            if not len(wanted):
+                return words, readable
+            if (wanted[1:] > wanted[:-1]).all():
+                found = self._many(wanted)
+                return (found, readable) if readable.all() else (_put(words, readable, found), readable)
+            different, inverse = np.unique(wanted, return_inverse=True)
+            return _put(words, readable, self._many(different)[inverse]), readable
 
     def _readable(self, addresses: U64) -> NDArray[np.bool_]:
         run = np.searchsorted(self._start, addresses, "right").astype(np.int64) - 1
@@ -265,3 +269,9 @@ class QemuMachine:
         if len(words) != count:
             raise BadSource(f"{self.socket}: QEMU does not print the {length} bytes at {start:#x}")
         return b"".join(word.to_bytes(8, "little") for word in words)[:length]
+
+
+def _put(words: U64, readable: NDArray[np.bool_], found: U64) -> U64:
+    """The pages that were found at their places."""
+    words[readable] = found
+    return words

@@ -4,11 +4,15 @@ import asyncio
 import contextlib
 import logging
 import threading
+import weakref
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import BadSource
+
+if TYPE_CHECKING:
+    from qemu.qmp import QMPClient
 
 __all__ = ["Monitor", "Refused"]
 
@@ -35,31 +39,20 @@ class Monitor:
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
         self._thread.start()
         self._client = QMPClient("hvlab")
+        self._hang_up = weakref.finalize(self, _hang_up, self._client, self._loop, self._thread, deadline)
         try:
             self._wait(self._client.connect(self.socket), "no QEMU answers at it (does another client hold the socket?)")
         except BadSource:
-            self._end()
+            self.close()
             raise
 
     def execute(self, name: str, **arguments: Any) -> Any:
         """What QEMU returns to a command.  Raises Refused with QEMU's words, BadSource where it is gone."""
         return self._wait(self._client.execute(name, arguments), f"it did not answer {name} within {self._deadline:g} s")
 
-    def ask(self, line: str) -> str:
-        """What the human monitor prints for a line."""
-        return str(self.execute("human-monitor-command", **{"command-line": line}))
-
     def close(self) -> None:
-        """Hangs up; QEMU goes on."""
-        if not self._loop.is_closed():
-            with contextlib.suppress(BadSource):
-                self._wait(self._client.disconnect(), "it did not hang up")
-            self._end()
-
-    def _end(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        """Hangs up; QEMU goes on.  What nobody closes does so when it is not used any more."""
+        self._hang_up()
 
     def _wait(self, work: Coroutine[Any, Any, T], late: str) -> T:
         """The result of something that the thread does."""
@@ -76,6 +69,18 @@ class Monitor:
             raise BadSource(f"{self.socket}: {late}") from e
         except (QMPError, OSError, EOFError, ValueError) as e:
             raise BadSource(f"{self.socket}: {_why(e)}: is it the QMP socket of a running QEMU (-qmp unix:SOCKET,server,nowait)?") from e
+
+
+def _hang_up(client: "QMPClient", loop: asyncio.AbstractEventLoop, thread: threading.Thread, deadline: float) -> None:
+    """Ends the session, the loop and its thread."""
+    if threading.current_thread() is thread:
+        loop.stop()
+        return
+    with contextlib.suppress(Exception):
+        asyncio.run_coroutine_threadsafe(asyncio.wait_for(client.disconnect(), deadline), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 def _why(error: BaseException) -> str:

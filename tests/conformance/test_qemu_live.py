@@ -172,6 +172,18 @@ def test_the_proof_finds_what_a_device_then_does(unit: LookedAt) -> None:
         assert hit.host == TABLES and not outside.proof.claim("can read the region").holds
 
 
+def test_a_root_table_of_ones_own_choice(unit: LookedAt) -> None:
+    """A root table that the unit does not use; its capabilities are asked for all the same."""
+    other = Plain(VARIANTS[0]).scene([])
+    moved = {at + 0x10_0000: page for at, page in other.tables.items()}
+    unit.stands(Plain(VARIANTS[0]).scene([]))
+    for at, page in moved.items():
+        unit.write_memory(at, bytes(page))
+    with Outside.open(unit.again, root=ROOT + 0x10_0000) as outside:
+        assert outside.units[0].root_table == ROOT and len(outside.domains) == 1 and outside.domains[0].root == TABLES + 0x4000
+        assert outside.what_if(REQUESTERS[0], 0x5000).host == DATA + 0x5000 and outside.what_if(REQUESTERS[0], 1 << 39).reason == 4
+
+
 def test_linux_like_text_is_compared_with_memory(unit: LookedAt, outside: Outside) -> None:
     builder = Plain(VARIANTS[0])
     unit.stands(builder.scene([]))

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from hvcore import Config, Machine
 from hvcore.cli import main
 from hvcore.errors import BadSource, HvlabError, Unreadable
-from hvcore.inspect.domains import decode
+from hvcore.inspect.domains import decode, read_contexts
+from hvcore.machine.memory import Memory
 from hvcore.outside import Outside
 from hvcore.run import Run
 from hvcore.sources.dump import has_header, open_dump
 from hvcore.sources.foundmap import find_e820
 from hvcore.spec.e820 import E820Entry
 from hvcore.spec.linuxboot import boot_params
+from hvcore.spec.pci import format_bdf
 from hvcore.spec.vtd import context_entry, root_entry
 
 PAGE = 4096
@@ -124,6 +126,15 @@ def test_more_program_headers_than_the_header_counts(path: Path) -> None:
     struct.pack_into("<I", data, 0x100 + 44, 2)
     path.write_bytes(data)
     assert open_dump(path).runs == ((0x1000, 0x2000), (0x9000, 0xA000))
+
+
+def test_very_many_segments(path: Path) -> None:
+    """50,000 pages of memory, each apart from the others and all of the same bytes in the file."""
+    count, page = 50_000, pattern(0)
+    path.write_bytes(elf([(64 + 56 * count, 0x1000 + 2 * PAGE * i, PAGE, PAGE) for i in range(count)], page))
+    with Outside.open(path) as outside:
+        assert len(outside.memory.runs) == count and len(outside.e820) == 256 and "49744 more" in outside.e820.note
+        assert not outside.guesses and outside.memory.read(0x1000 + 2 * PAGE * 777, 16) == page[:16]
 
 
 @pytest.mark.parametrize(("data", "why"), [
@@ -313,6 +324,31 @@ def test_the_command_line(booted: tuple[Machine, Run], folder: Path, capsys: pyt
                   ["look", core, "--root", "0x200000"]):
         assert main(words) == 2, words
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def _printed(run: Run, memory: Memory) -> str:
+    """The tables of a run as Linux would print them."""
+    root = run.units[0].root_table or 0
+    words = struct.unpack("<512Q", memory.read(root, PAGE))
+    pairs = [(c.source, words[2 * (c.source >> 8) + 1], words[2 * (c.source >> 8)], c.high, c.low) for c in read_contexts(memory, root)]
+    nothing = "\t-1    \t0x0000000000000000:0x0000000000000000:0x0000000000000000"
+    rows = [f"{format_bdf(source)}\t0x{a:016x}:0x{b:016x}\t0x{c:016x}:0x{d:016x}{nothing}" for source, a, b, c, d in pairs]
+    return "\n".join([f"IOMMU dmar0: Root Table Address: {root:#x}", "B.D.F\tRoot_entry", *rows, "", ""])
+
+
+def test_what_linux_would_print_agrees(booted: tuple[Machine, Run], folder: Path, tmp_path: Path,
+                                       capsys: pytest.CaptureFixture[str]) -> None:
+    machine, run = booted
+    text = _printed(run, machine.pc.memory)
+    (tmp_path / "text").write_text(text)
+    words = ["look", str(folder / "core"), "--registers", str(folder / "registers.json"), "--linux", str(tmp_path / "text")]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["linux"] == {"dmar0": []} and [u["base"] for u in told["units"]] == [0xFED90000] and len(told["domains"]) == 1
+    (tmp_path / "text").write_text(text.replace("00:02.0", "00:02.1"))
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "Where Linux and memory differ: dmar0: 2" in shown and "only printed" in shown and "only in memory" in shown
 
 
 @settings(max_examples=12)
