@@ -30,6 +30,9 @@ _MOST_ZIP = 8 << 20
 """Bytes of a whole .zip: its directory is read at once."""
 _OVERHEAD = 8 << 20
 """Bytes of a .tar besides its files' content."""
+_EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_MOST_EXTENSION, _MOST_EXTENSIONS = 2048, 256
+"""Bytes of a header that extends the next one, and how many such there may be."""
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, OverflowError, ValueError,
            struct.error)
 """What the standard library raises for broken archives; RuntimeError has encryption, unknown compression and endless nesting."""
@@ -142,9 +145,26 @@ def _tar(path: Path, file: BinaryIO) -> _Entries:
     packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     source: BinaryIO = gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[assignment]
-    with tarfile.open(fileobj=_Limited(path, source), mode="r|") as tar:
+    with tarfile.open(fileobj=_Limited(path, source), mode="r|", tarinfo=_careful(path)) as tar:
         for info in tar:
             yield _tar_member(info), partial(_extracted, tar, info)
+
+
+def _careful(path: Path) -> type[tarfile.TarInfo]:
+    """What reads headers, with a limit on those that extend others: the library reads them whole and searches them slowly."""
+    seen = [0]
+
+    class Info(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Info":
+            info = super().frombuf(buf, encoding, errors)
+            if info.type in _EXTENSIONS:
+                seen[0] += 1
+                if info.size > _MOST_EXTENSION or seen[0] > _MOST_EXTENSIONS:
+                    raise BadMachine(f"{path}: names or attributes in it take more than any machine's files need: pack it anew")
+            return info
+
+    return Info
 
 
 def _tar_member(info: tarfile.TarInfo) -> _Member:
@@ -169,7 +189,7 @@ def _zip(path: Path, file: BinaryIO) -> _Entries:
 def _zip_member(info: zipfile.ZipInfo) -> _Member:
     kind = stat.S_IFMT(info.external_attr >> 16)
     odd = "a link" if kind == stat.S_IFLNK else "a device" if kind not in (0, stat.S_IFREG, stat.S_IFDIR) else ""
-    return _Member(info.filename, info.is_dir(), odd, info.file_size)
+    return _Member(info.filename, info.filename.endswith("/"), odd, info.file_size)
 
 
 def _unzipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

@@ -5,6 +5,7 @@ import io
 import os
 import stat
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -121,13 +122,37 @@ def test_bombs(tmp_path: Path) -> None:
 
 
 def test_a_bomb_in_a_header(tmp_path: Path) -> None:
-    """A name of 4 GiB: the library reads it whole before anybody sees an entry."""
+    """A name of 4 GiB: the library would read it whole before anybody sees an entry."""
     head = tarfile.TarInfo("././@LongLink")
     head.type, head.size = tarfile.GNUTYPE_LONGNAME, 4 << 30
     with gzip.open(tmp_path / "x.tar.gz", "wb", compresslevel=1) as out:
         out.write(head.tobuf(tarfile.GNU_FORMAT))
         for _ in range(80):
             out.write(bytes(1 << 20))
+    assert "more than any machine's files need" in sentence(tmp_path / "x.tar.gz")
+
+
+def test_attributes_that_are_slow_to_search(tmp_path: Path) -> None:
+    """A pax header of digits takes the library time that grows with the square of its length."""
+    head = tarfile.TarInfo("x")
+    head.type, head.size = tarfile.XHDTYPE, 1 << 20
+    (tmp_path / "x.tar").write_bytes(head.tobuf(tarfile.USTAR_FORMAT) + b"1" * (1 << 20) + bytes(1024))
+    began = time.process_time()
+    assert "more than any machine's files need" in sentence(tmp_path / "x.tar")
+    head.size = 2048
+    (tmp_path / "x.tar").write_bytes((head.tobuf(tarfile.USTAR_FORMAT) + b"1" * 2048) * 5000)
+    assert "x.tar" in sentence(tmp_path / "x.tar")
+    assert time.process_time() - began < 20
+
+
+def test_a_stream_without_end(tmp_path: Path) -> None:
+    """Entries that are small by their headers and yet never end."""
+    with gzip.open(tmp_path / "x.tar.gz", "wb", compresslevel=1) as out:
+        out.write(tarfile.TarInfo("a").tobuf())
+        for n in range(20):
+            info = tarfile.TarInfo(f"{n}/b")
+            info.size = 4 << 20
+            out.write(info.tobuf() + bytes(4 << 20))
     assert "64 MiB unpacked" in sentence(tmp_path / "x.tar.gz")
 
 
@@ -160,6 +185,14 @@ def test_not_an_archive_at_all(tmp_path: Path) -> None:
         assert "cannot be read" in sentence(tmp_path / name)
         (tmp_path / name).write_bytes(b"")
         assert "x." in sentence(tmp_path / name)
+
+
+def test_a_name_of_nothing(tmp_path: Path) -> None:
+    """The library stumbles over it by itself."""
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(""), b"x")
+    assert "no relative path" in sentence(path)
 
 
 def test_a_pipe_is_no_archive(tmp_path: Path) -> None:
