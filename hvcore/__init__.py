@@ -8,14 +8,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .outside import Outside as Outside
     from .run import Run as Run
     from .session import Machine as Machine
     from .vmm.config import Config as Config
 
 __version__ = "0.1.0.dev0"
-__all__ = ["Config", "Machine", "Run", "__version__"]
+__all__ = ["Config", "Machine", "Outside", "Run", "__version__"]
 
-_HOMES = {"Machine": "session", "Run": "run", "Config": "vmm.config"}
+_HOMES = {"Machine": "session", "Run": "run", "Outside": "outside", "Config": "vmm.config"}
 
 
 def __getattr__(name: str) -> Any:

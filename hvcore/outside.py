@@ -2,12 +2,11 @@
 
 import contextlib
 import html
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from .errors import HvlabError, quoted
 from .inspect.dmar import DmarTable, read_dmar
@@ -29,10 +28,10 @@ from .machine.topology import Topology
 from .sources.debugfs import LoggedTables
 from .sources.dump import open_dump
 from .sources.foundmap import find_e820
-from .sources.outsideunit import ASSUMED_CAP, ASSUMED_ECAP, OutsideUnit, assumed, load_registers
-from .sources.physical import FileMemory, PhysicalMemory
+from .sources.outsidesource import DumpSource, ListedConfig, LiveSource, Source
+from .sources.outsideunit import ASSUMED_CAP, ASSUMED_ECAP, OutsideUnit, assumed
+from .sources.physical import PhysicalMemory
 from .sources.qemu import QemuMachine
-from .spec import pci
 from .spec.dmar import Drhd
 from .spec.e820 import E820Entry, E820Type
 from .spec.pci import format_bdf
@@ -46,105 +45,9 @@ _BY_TABLES = ("No device can write", "No device can read")
 """Claims that the tables decide, by how they begin."""
 _BY_UNITS = (*_BY_TABLES, "No device's", "No unit", "No device can forge")
 """Those that tables and registers decide; the others are about a guest's processor and about what was before, which nobody told."""
-
-
-class Source(Protocol):
-    """Where memory comes from: its reader, what else is known of the machine, and a way to look at all of it at one time."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def memory(self) -> PhysicalMemory: ...
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-
-    @property
-    def functions(self) -> tuple[PciDescription, ...]: ...
-
-    def look(self) -> AbstractContextManager[int]:
-        """What is read inside belongs together; gives a number that is another one when something may have changed."""
-        ...
-
-    def units(self, drhds: Sequence[Drhd]) -> list[OutsideUnit]:
-        """The units whose registers are known."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class _Dump:
-    """A file: nothing in it changes."""
-
-    functions: tuple[PciDescription, ...] = ()
-
-    def __init__(self, memory: FileMemory, registers: Path | str | None):
-        self.name, self.memory, self.notes = str(memory.path), memory, memory.notes
-        self._units = () if registers is None else load_registers(registers)
-
-    def look(self) -> AbstractContextManager[int]:
-        return contextlib.nullcontext(0)
-
-    def units(self, drhds: Sequence[Drhd]) -> list[OutsideUnit]:
-        return [_placed(u, drhds) for u in self._units]
-
-    def close(self) -> None:
-        """Nothing is held but the file's map."""
-
-
-class _Live:
-    """A running QEMU."""
-
-    notes: tuple[str, ...] = ()
-
-    def __init__(self, machine: QemuMachine):
-        self.name, self.memory = f"QEMU at {machine.socket}", machine
-
-    @property
-    def functions(self) -> tuple[PciDescription, ...]:
-        return self.memory.functions
-
-    def look(self) -> AbstractContextManager[int]:
-        return self.memory.look()
-
-    def units(self, drhds: Sequence[Drhd]) -> list[OutsideUnit]:
-        found = (OutsideUnit(base, _page_of(self.memory, base)) for base in self.memory.unit_bases)
-        return [_placed(u, drhds) for u in found]
-
-    def close(self) -> None:
-        self.memory.close()
-
-
-def _page_of(machine: QemuMachine, base: int) -> Callable[[], bytes]:
-    return lambda: machine.registers(base)
-
-
-def _placed(unit: OutsideUnit, drhds: Sequence[Drhd]) -> OutsideUnit:
-    """A unit with what its DRHD says of it; one that no DRHD names counts as the unit of all devices of segment 0."""
-    drhd = next((d for d in drhds if d.base == unit.description.base), None)
-    return unit.placed(drhd.segment, drhd.include_all) if drhd else unit.placed(0, True)
-
-
-class _Config:
-    """Configuration space as far as a list of functions tells it; all ones where there is no function."""
-
-    def __init__(self, functions: Iterable[PciDescription]):
-        self._functions = {(f.segment, f.source): f for f in functions}
-
-    def config_read(self, segment: int, source: int, offset: int, width: int, /) -> int:
-        """`width` bytes at `offset` of function `source`."""
-        f = self._functions.get((segment, source))
-        if f is None:
-            return (1 << 8 * width) - 1
-        space = bytearray(64)
-        fields = ((pci.VENDOR_ID, 2, f.vendor), (pci.DEVICE_ID, 2, f.device_id), (pci.CLASS, 3, f.class_code),
-                  (pci.HEADER_TYPE, 1, f.model == "bridge"), (pci.SECONDARY_BUS, 1, f.secondary if f.model == "bridge" else 0))
-        for at, size, value in fields:
-            space[at:at + size] = int(value).to_bytes(size, "little")
-        return int.from_bytes(space[offset:offset + width], "little")
-
-
+_NO_REGISTERS = ("nothing is known of a remapping unit: give its root table (--root, root=), or a copy of its registers (--registers, "
+                 "registers=)")
+_NO_UNIT = "QEMU has no remapping unit (-device intel-iommu): its devices reach all memory"
 _RUNS = 256
 """Ranges of a dump that stand in for a memory map, at most."""
 _CORE = "the core's memory"
@@ -200,10 +103,10 @@ class Outside:
             raise HvlabError(f"{quoted(region)} is no region: give its first address and the one behind the last, both below 2^52")
         name = str(source)
         if not name.startswith(_QEMU):
-            return cls(_Dump(open_dump(source, ram), registers), root, region)
+            return cls(DumpSource(open_dump(source, ram), registers), root, region)
         if tuple(ram) or registers is not None:
             raise HvlabError("a running QEMU tells itself where its RAM is and what its registers hold: leave both out")
-        return cls(_Live(QemuMachine(name.removeprefix(_QEMU), consistent)), root, region)
+        return cls(LiveSource(QemuMachine(name.removeprefix(_QEMU), consistent)), root, region)
 
     def __enter__(self) -> "Outside":
         return self
@@ -263,7 +166,7 @@ class Outside:
         """The DMAR table that the RSDP in memory leads to."""
         def requester(segment: int, source: int) -> int:
             return Topology(None, self._functions).requester(segment, source)
-        config = _Config(self._functions) if self._functions else None
+        config = ListedConfig(self._functions) if self._functions else None
         return self._part("dmar", lambda: read_dmar(self.memory, config, self.e820.firmware, requester))
 
     @property
@@ -279,7 +182,7 @@ class Outside:
         """Host address width in bits, by the DMAR table; of a QEMU without one as wide as input addresses, for `aw-bits` sets both."""
         if self.dmar.table:
             return self.dmar.table.host_address_width
-        return mgaw(self._readers[0].description.cap) if isinstance(self._source, _Live) and self._readers else None
+        return mgaw(self._readers[0].description.cap) if self._source.live and self._readers else None
 
     @property
     def _topology(self) -> Topology:
@@ -299,6 +202,11 @@ class Outside:
         base = known[0].description.base if known else drhds[0].base if len(drhds) == 1 else 0
         cap, ecap = (known[0].description.cap, known[0].description.ecap) if known else (ASSUMED_CAP, ASSUMED_ECAP)
         return [assumed(base, self.root, 0, cap, ecap)]
+
+    @property
+    def _no_unit(self) -> str:
+        """Why no unit is known."""
+        return _NO_UNIT if self._source.live else _NO_REGISTERS
 
     @property
     def units(self) -> Records[Unit]:
@@ -326,7 +234,7 @@ class Outside:
         if self.root is not None:
             return decode(self.memory, self.root)
         found = read_domains(self.memory, self._readers, self._width)
-        found.note = found.note or ("" if self._readers else _NO_UNIT)
+        found.note = found.note or ("" if self._readers else f"{self._no_unit}.")
         return found
 
     @property
@@ -414,7 +322,7 @@ class Outside:
         """The unit that sees a requester's DMA."""
         walked = self._walked
         if not walked:
-            raise HvlabError(f"{self.name}: {_NO_UNIT}")
+            raise HvlabError(f"{self.name}: {self._no_unit}")
         if self.root is not None or not self._drhds:
             return walked[0]
         index = self._topology.unit_index(segment, source)
@@ -439,7 +347,7 @@ class Outside:
         assert self.region is not None
         walked = self._walked
         if not self._provable:
-            raise HvlabError(f"{self.name}: {_NO_UNIT}")
+            raise HvlabError(f"{self.name}: {self._no_unit}")
         subject = Subject(self.memory, walked, self.region, host_address_width=self._width,
                           requesters=self._requesters, uncovered=self._uncovered(), domains=self.domains)
         kept = _BY_TABLES if self.root is not None else _BY_UNITS
@@ -475,7 +383,7 @@ class Outside:
 
     @property
     def _guessing(self) -> bool:
-        return not self._walked and isinstance(self._source, _Dump)
+        return not self._walked and not self._source.live
 
     def _shown(self) -> list[Any]:
         parts: list[Records[Any]] = [self.e820, self.dmar, self.units, self.domains, self.faults]
@@ -495,7 +403,3 @@ class Outside:
         with self.look():
             head = "<br>".join(html.escape(line) for line in self._headline())
             return f"<p>{head}</p>" + "".join(part._repr_html_() for part in self._shown())
-
-
-_NO_UNIT = ("nothing is known of a remapping unit: give its root table, or a dump's registers (root=, registers=; `guesses` are pages that "
-            "could be a root table)")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from hvcore.cli import main
-from hvcore.errors import BadSource, Unreadable
+from hvcore.errors import BadSource, HvlabError, Unreadable
 from hvcore.outside import Outside
 from hvcore.sources.qemu import QemuMachine, parse_memory_map
 from hvcore.spec.vtd import CAP, ECAP, context_entry, root_entry
@@ -178,6 +178,19 @@ def test_only_memory_and_the_unit_are_read(play: Callable[..., tuple[Played, Pat
     assert read and all(start + size <= 0x11000 or (start, size) == (BASE, 0x230) or start >= 1 << 32 and start + size <= (1 << 32) + 0x4000
                         for start, size in read)
     assert "stop" not in played.asked
+
+
+def test_without_a_unit_devices_reach_everything(play: Callable[..., tuple[Played, Path]]) -> None:
+    bare = MTREE.replace("intel_iommu", "something")
+    _, path = play(human_monitor_command=lambda asked: {"info mtree -f": bare, "info pci": PCI}[asked["command-line"]])
+    with Outside.open(f"qemu:{path}", region=(0x3000, 0x4000)) as outside:
+        assert not outside.units and not outside.domains and "no remapping unit" in outside.domains.note
+        claim = outside.proof.claim("can write the region")
+        assert not claim.holds and claim.counterexample is not None and claim.counterexample.source == 0x18
+        assert claim.pages == 1 and "(the region)" in claim.why and "no unit on its way" in claim.why
+        with pytest.raises(HvlabError, match="no remapping unit"):
+            outside.what_if(0x18, 0)
+        assert not outside.proof.claim("forge an interrupt").holds and str(outside)
 
 
 def test_pages_far_apart_and_near_are_what_they_are(play: Callable[..., tuple[Played, Path]]) -> None:
