@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..doctor import Diagnosis
-from .alive import ROWS, alive, quiet
-from .chapter import Chapter, Part, Section, table
+from .alive import alive, quiet
+from .chapter import Chapter, Part, Section, paragraph, table
 from .sections import findings, outcome_of
 
 if TYPE_CHECKING:
@@ -42,8 +42,10 @@ def _changed(before: "Run", after: "Run") -> tuple[Part, ...]:
     picture = quiet(Picture)(figure_of(before, after), selection)
     pages = quiet(PageMap)(None, selection)
     pages.show_changes(before, after)
-    changes = quiet(Table)(before.diff(after)[:ROWS], selection)
-    return (alive("differences", picture, "both"), alive("changed-pages", pages, "both", in_print=False), alive("changes", changes, "both"))
+    changes = quiet(Table)(before.diff(after), selection)
+    names = paragraph("A is before and left, B is after and right.")
+    views = (alive("differences", picture, "both"), alive("changed-pages", pages, "both", in_print=False), alive("changes", changes, "both"))
+    return names, *views
 
 
 def _beside(before: "Run", after: "Run") -> tuple[Part, ...]:
@@ -51,7 +53,6 @@ def _beside(before: "Run", after: "Run") -> tuple[Part, ...]:
     from widgets.picture import Picture
     from widgets.selection import Selection
     selection = quiet(Selection)()
-
     pairs = [(name, figure) for pair in compare_figures(before, after).pairs for name, figure in (("A", pair.before), ("B", pair.after))]
     return tuple(alive(f"beside-{n}", quiet(Picture)(replace(figure, title=f"{name}, {figure.title}"), selection), "beside")
                  for n, (name, figure) in enumerate(pairs))

@@ -52,8 +52,8 @@ def outcome_of(run: "Run") -> str:
     """How the run stands, in words."""
     meaning = OUTCOMES.get(run.outcome, "")
     kind = "up" if run.outcome == "up" else "bad" if meaning else ""
-    said = f"{meaning[0].upper()}{meaning[1:]}. {run.why}" if meaning else run.why
-    return f'<p class="outcome {kind}"><strong>{html.escape(run.outcome)}</strong>: {html.escape(said)}</p>'
+    said = f"{meaning}: {run.why}" if meaning else run.why
+    return f'<p class="outcome {kind}"><strong>{html.escape(run.outcome)}</strong>, {html.escape(said)}</p>'
 
 
 def facts_of(machine: "Machine", run: "Run") -> str:
