@@ -10,6 +10,8 @@ from .alive import Alive
 
 __all__ = ["Chapter", "Part", "Section", "coded", "facts", "folded", "listed", "log", "paragraph", "shown", "table"]
 
+KEPT = 1 << 17
+"""Characters at each end of a console that go into a report."""
 Part = str | Alive
 """HTML, or a view."""
 
@@ -73,7 +75,9 @@ def folded(words: str, inside: str) -> str:
 
 
 def log(text: str, name: str) -> str:
-    """A console's text.  Its control characters are shown as pictures of them."""
+    """A console's text, of a long one beginning and end.  Its control characters are shown as pictures of them."""
+    if len(text) > 2 * KEPT:
+        text = f"{text[:KEPT]}\n[{len(text) - 2 * KEPT:,} characters are left out here]\n{text[-KEPT:]}"
     return f'<pre tabindex="0" role="region" aria-label="{html.escape(name)}">{html.escape(_visible(text))}</pre>'
 
 

@@ -44,8 +44,8 @@ def _changed(before: "Run", after: "Run") -> tuple[Part, ...]:
     pages.show_changes(before, after)
     changes = quiet(Table)(before.diff(after), selection)
     names = paragraph("A is before and left, B is after and right.")
-    views = (alive("differences", picture, "both"), alive("changed-pages", pages, "both", in_print=False), alive("changes", changes, "both"))
-    return names, *views
+    return (names, alive("differences", picture, "both"), alive("changed-pages", pages, "both", in_print=False),
+            alive("changes", changes, "both"))
 
 
 def _beside(before: "Run", after: "Run") -> tuple[Part, ...]:

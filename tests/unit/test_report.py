@@ -20,6 +20,7 @@ from hvcore.inspect.records import Column, Record, Records
 from hvcore.report import chapter_of, compare_report, write_report
 from hvcore.report.again import commands, files_of, settings
 from hvcore.report.alive import ROWS, alive, quiet
+from hvcore.report.chapter import KEPT, log
 from hvcore.sources import load, shipped
 from widgets import PageMap, Selection, Table, Workbench
 
@@ -259,6 +260,31 @@ def test_a_long_table_is_cut_and_says_so():
     assert [len(column) for column in view.state["cells"]] == [ROWS]
     assert view.state["note"] == "Of 2,001 rows the first 2,000 are in this report."
     assert view.state["label"] == "Rows: 2,001"
+
+
+def test_a_page_map_of_too_many_pieces_is_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr("hvcore.report.alive.PIECES", 2)
+    with Machine.load("q35-2g") as machine:
+        machine.boot()
+        page = Page(write_report(machine, tmp_path / "r.html"))
+    assert "pages" not in page.states
+    assert "pages" not in page.all("data-view")
+    assert page.text.count("Permissions: who may read and write which pages") >= 1
+
+
+def test_a_long_console_is_cut_in_the_middle():
+    told = log("a" * KEPT + "b" * 1000 + "c" * KEPT, "console")
+    assert "b" not in re.sub(r"<[^>]*>|\[.*\]", "", told)
+    assert "a\n[1,000 characters are left out here]\nc" in told
+    assert "left out" not in log("d" * 2 * KEPT, "console")
+
+
+def test_a_machine_that_is_closed_still_has_its_report(tmp_path):
+    with Machine.load("q35-6g") as machine:
+        machine.boot()
+    page = Page(write_report(machine, tmp_path / "r.html"))
+    assert "disk-lost" in page.words
+    assert "walk" not in page.states
 
 
 # --- mistakes, the command line, the button
