@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import acpi, attacks, devices, inspect, requests, sources, unit, whole
+from . import acpi, archives, attacks, devices, inspect, requests, sources, unit, whole
 
 __all__ = ["TARGETS", "Target"]
 
@@ -31,7 +31,7 @@ _SHARES = {"unit": 5.0, "arrays": 2.0, "live": 3.0, "dmar": 2.0, "log": 2.0, "fo
 
 
 TARGETS: dict[str, Target] = {
-    **{name: Target(run, share=_SHARES.get(name, 1.0)) for module in (acpi, sources, inspect, requests, unit, devices)
+    **{name: Target(run, share=_SHARES.get(name, 1.0)) for module in (acpi, sources, archives, inspect, requests, unit, devices)
        for name, run in module.TARGETS.items()},
     **{name: Target(run, limit=60, space=3 << 20, share=_SHARES[name], smoke=12 if module is whole else 4)
        for module in (whole, attacks) for name, run in module.TARGETS.items()},
