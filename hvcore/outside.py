@@ -3,24 +3,31 @@
 import contextlib
 import html
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from .errors import HvlabError, quoted
+import numpy as np
+
+from .errors import HvlabError, Unreadable, quoted
+from .figures import attach
+from .inspect.cached import CachedDomain
 from .inspect.dmar import DmarTable, read_dmar
-from .inspect.domains import Domain, decode, read_domains
+from .inspect.domains import Domain, read_domains
 from .inspect.e820 import E820Map
 from .inspect.explain import Explanation, explain, explain_fault
 from .inspect.faults import Fault, read_faults
+from .inspect.functions import Function
 from .inspect.interrupts import InterruptEntry, read_interrupts
 from .inspect.lens import Fact, Lens, look
 from .inspect.permissions import Permissions
 from .inspect.proof import Claim, Proof
 from .inspect.prove import Subject, read_proof
+from .inspect.provenance import Provenance
 from .inspect.records import Column, Records
 from .inspect.roots import RootGuess, find_roots
+from .inspect.runs import Runs
 from .inspect.units import RegisterValue, Unit, read_registers, read_units
 from .linuxtables import ContextDifference, compare
 from .machine.description import PciDescription
@@ -37,7 +44,7 @@ from .spec.e820 import E820Entry, E820Type
 from .spec.pci import format_bdf
 from .spec.vtd import mgaw
 
-__all__ = ["FoundMap", "Outside"]
+__all__ = ["FoundMap", "Outside", "Region"]
 
 T = TypeVar("T")
 _QEMU = "qemu:"
@@ -74,6 +81,14 @@ class FoundMap(E820Map):
     def columns(self) -> tuple[Column, ...]:
         """Those of one map."""
         return (*self.kind.columns[:3], replace(self.kind.columns[3], name="type"))
+
+
+@dataclass(frozen=True)
+class Region:
+    """Host-physical memory that must be out of reach: its base (None: none was named) and size in bytes."""
+
+    base: int | None
+    size: int
 
 
 class Outside:
@@ -144,6 +159,7 @@ class Outside:
         with self.look():
             if name not in self._parts:
                 self._parts[name] = read()
+                attach(name, self._parts[name], cast(Any, self))
             part: T = self._parts[name]
             return part
 
@@ -210,8 +226,8 @@ class Outside:
 
     @property
     def units(self) -> Records[Unit]:
-        """The remapping units whose registers are known, and the devices they cover."""
-        return self._part("units", lambda: read_units(self._readers, self._requesters, self._width))
+        """The remapping units whose registers are known, and the devices they cover; the assumed one where a root table was given."""
+        return self._part("units", lambda: read_units(self._walked, self._requesters, self._width))
 
     def _requesters(self, base: int) -> tuple[int, ...]:
         """Requester ids of known functions behind a unit; a unit that no DRHD names, where there is none, has all."""
@@ -231,11 +247,37 @@ class Outside:
         return self._part("domains", self._domains)
 
     def _domains(self) -> Records[Domain]:
-        if self.root is not None:
-            return decode(self.memory, self.root)
-        found = read_domains(self.memory, self._readers, self._width)
-        found.note = found.note or ("" if self._readers else f"{self._no_unit}.")
+        if self.root is not None and not self.memory.tables(np.array([self.root], np.uint64))[1][0]:
+            raise HvlabError(f"{self.name}: there is no page at {self.root:#x}, where the root table should be: look at RTADDR")
+        found = read_domains(self.memory, self._walked, self._width)
+        found.note = found.note or ("" if self._walked else f"{self._no_unit}.")
         return found
+
+    @property
+    def functions(self) -> Records[Function]:
+        """The PCI functions of a running QEMU, and the unit that sees each; none of a dump."""
+        return self._part("functions_shown", lambda: Records(Function, [self._function(f) for f in self._functions]))
+
+    def _function(self, f: PciDescription) -> Function:
+        requester = self._topology.requester(f.segment, f.source)
+        seen = [u.base for u in self.units if u.segment == f.segment and requester in u.devices]
+        return Function(f.segment, f.source, requester, f.vendor, f.device_id, f.class_code, seen[0] if seen else None,
+                        f.secondary or None, f.subordinate or None)
+
+    @property
+    def cpu(self) -> Runs:
+        """What a guest's CPU reaches by nested tables: not known."""
+        return Runs.of([])
+
+    @property
+    def cached(self) -> Records[CachedDomain]:
+        """What the units' IOTLBs hold: not known."""
+        return Records(CachedDomain, note="What units remember cannot be seen from outside.")
+
+    @property
+    def vmm(self) -> Region:
+        """The region that was given, where a run has its core's memory."""
+        return Region(None, 0) if self.region is None else Region(self.region[0], self.region[1] - self.region[0])
 
     @property
     def permissions(self) -> Permissions:
@@ -277,7 +319,7 @@ class Outside:
         yield self.e820.note
         if self.root is not None:
             told = "its capabilities are those of the unit that is known" if self._readers else (
-                "that it walks 3 and 4 levels and takes 2 MiB and 1 GiB pages, 48 bits, and pass-through")
+                "that it walks 3 to 5 levels and takes 2 MiB and 1 GiB pages, 57 bits, and pass-through")
             yield f"The root table {self.root:#x} was given: it is assumed that a unit translates by it, and {told}."
         missing = {d.base for d in self._drhds} - {u.description.base for u in self._readers}
         if missing and self._readers:
@@ -332,6 +374,15 @@ class Outside:
             known = "no remapping unit covers it" if index is None else f"the registers of its unit at {base:#x} are not known"
             raise HvlabError(f"{format_bdf(source)}: {known}")
         return unit
+
+    def who_wrote(self, address: int, length: int = 8) -> Records[Provenance]:
+        """The bytes at a host-physical address as one record: who wrote them nobody saw."""
+        with self.look():
+            try:
+                now = self.memory.read(address, length)
+            except Unreadable:
+                now = None
+        return Records(Provenance, [Provenance(address, length, "unseen", "not seen from outside", None, "", None, None, now)])
 
     @property
     def proof(self) -> Proof:

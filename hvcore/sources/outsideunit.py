@@ -13,8 +13,8 @@ from .debugfs import parse_regset, read_text
 
 __all__ = ["ASSUMED_CAP", "ASSUMED_ECAP", "OutsideUnit", "UnitPlace", "assumed", "load_registers"]
 
-ASSUMED_CAP = vtd.CAP.make(ND=6, SAGAW=0b110, MGAW=47, ZLR=1, SLLPS=0b11, FRO=0x22)
-"""Of a unit of which nothing is known: 3 and 4 levels, 48 bits, pages of 4 KiB, 2 MiB and 1 GiB."""
+ASSUMED_CAP = vtd.CAP.make(ND=6, SAGAW=0b1110, MGAW=56, ZLR=1, SLLPS=0b11, FRO=0x22)
+"""Of a unit of which nothing is known: 3 to 5 levels, 57 bits, pages of 4 KiB, 2 MiB and 1 GiB."""
 ASSUMED_ECAP = vtd.ECAP.make(C=1, DT=1, PT=1, SC=1, IRO=0x23)
 """Every translation type, SNP and TM in leaves."""
 

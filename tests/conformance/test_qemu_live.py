@@ -180,7 +180,9 @@ def test_a_root_table_of_ones_own_choice(unit: LookedAt) -> None:
     for at, page in moved.items():
         unit.write_memory(at, bytes(page))
     with Outside.open(unit.again, root=ROOT + 0x10_0000) as outside:
-        assert outside.units[0].root_table == ROOT and len(outside.domains) == 1 and outside.domains[0].root == TABLES + 0x4000
+        assert {r.name: r.value for r in outside.registers[BASE]}["RTADDR"] == ROOT
+        domain, = outside.domains
+        assert outside.units[0].root_table == ROOT + 0x10_0000 and domain.root == TABLES + 0x4000
         assert outside.what_if(REQUESTERS[0], 0x5000).host == DATA + 0x5000 and outside.what_if(REQUESTERS[0], 1 << 39).reason == 4
 
 
