@@ -309,8 +309,8 @@ def test_the_views_of_a_run_show_a_dump(booted: tuple[Machine, Run], folder: Pat
         shown = [view(outside, chosen) for view in (E820View, FaultTable, GraphView, LensView, PageMap, PermissionsView, WalkExplainer)]
         lens = shown[3]
         chosen.address = _region(run)[0]
-        assert len(shown) == 7 and "must be out of reach" in lens.figure._repr_html_()
-        assert "domain 0" in str(outside.permissions.figure()._repr_html_()) and outside.domains.figure() and outside.e820.figure()
+        assert len(shown) == 7 and "must be out of reach" in lens.figure.html
+        assert "domain 0" in outside.permissions.figure().html and outside.domains.figure() and outside.e820.figure()
 
 
 def test_root_tables_are_guessed(booted: tuple[Machine, Run], folder: Path) -> None:

@@ -5,6 +5,8 @@ import json
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -267,6 +269,19 @@ def test_what_is_no_monitor_is_one_sentence(tmp_path: Path, greeting: bytes | No
     for name in ("file", "nothing", "x" * 300):
         with pytest.raises(BadSource):
             QemuMachine(tmp_path / name)
+
+
+def test_without_the_package_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "qemu.qmp", None)
+    assert main(["look", "qemu:/nothing"]) == 2
+    told, = capsys.readouterr().err.splitlines()
+    assert "not installed: pip install 'hvlab[qemu]'" in told
+
+
+def test_nothing_heavy_is_loaded() -> None:
+    code = "import sys, hvcore.outside; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"qemu", "unicorn", "capstone", "pandas", "widgets"} & set(loaded)
 
 
 def test_it_works_beside_an_event_loop(play: Callable[..., tuple[Played, Path]]) -> None:
