@@ -285,12 +285,14 @@ def test_nothing_heavy_is_loaded() -> None:
 
 
 def test_it_works_beside_an_event_loop(play: Callable[..., tuple[Played, Path]]) -> None:
-    """As in a notebook, where a loop runs in the thread that asks."""
+    """As in a notebook, where a loop runs in the thread that asks; on a thread of its own, for other tests leave theirs running."""
     import asyncio
+    from concurrent.futures import ThreadPoolExecutor
     _, path = play()
 
     async def cell() -> int:
         with Outside.open(f"qemu:{path}") as outside:
             return len(outside.domains)
 
-    assert asyncio.run(cell()) == 1
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(lambda: asyncio.run(cell())).result() == 1
