@@ -54,28 +54,6 @@ class CachedContext(Protocol):
     def did(self) -> int: ...
 
 
-class _Page(Protocol):
-    """What an IOTLB entry says: host-physical base (None: nothing), bit 0 read, bit 1 write."""
-
-    @property
-    def base(self) -> int | None: ...
-    @property
-    def permission(self) -> int: ...
-
-
-class _Entry(Protocol):
-    """An IOTLB entry: the IOVA range [start, end) of a domain id."""
-
-    @property
-    def did(self) -> int: ...
-    @property
-    def start(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-    @property
-    def mapping(self) -> _Page: ...
-
-
 class CachedInterrupt(Protocol):
     """An interrupt remapping entry as a unit remembers it."""
 
@@ -95,7 +73,7 @@ class CachedState(Protocol):
     @property
     def contexts(self) -> Sequence[CachedContext]: ...
     @property
-    def mappings(self) -> Sequence[_Entry]: ...
+    def mappings(self) -> Sequence[CachedEntry]: ...
     @property
     def interrupts(self) -> Sequence[CachedInterrupt]: ...
 
@@ -323,7 +301,7 @@ def _add_ways(found: UnitReach, context: _Held, scanned: Scanned | None, free: l
 
 def _add_iotlb(found: UnitReach, contexts: list[_Held]) -> None:
     """What the IOTLB lets the requesters of each domain id do, entry by entry: any of them may be the next to be dropped."""
-    entries: dict[int, list[_Entry]] = {}
+    entries: dict[int, list[CachedEntry]] = {}
     for e in found.registers.cached.mappings:
         if e.mapping.base is not None:
             entries.setdefault(e.did, []).append(e)
