@@ -13,6 +13,7 @@ import numpy as np
 from ..spec import vtd
 from ..spec.paging import PAGE, PagingFormat
 from ..spec.vtd import TranslationType
+from .cached import CachedEntry
 from .domains import Context, Domain, context_problem, unit_format
 from .explain import protected_regions
 from .reader import MemoryReader, UnitFacts
