@@ -18,6 +18,7 @@ from hvcore.spec.pci import format_bdf
 from hvcore.spec.vtd import SP, R
 
 from .exercises_attacks import ATTACK_EXERCISES, crime_scene
+from .exercises_machines import MACHINE_EXERCISES
 from .finding import EDU, NOT_ANSWERED, RIGHT, Finding, are_commands, booted, found, is_number, requester, vmm_range
 
 __all__ = ["EXERCISES", "NOT_ANSWERED", "RIGHT", "WALK_IOVA", "WALK_SOURCE", "Finding", "broken_machine", "crime_scene", "examine"]
@@ -404,5 +405,6 @@ EXERCISES: dict[str, tuple[bool, Callable[..., Finding]]] = {
     "06-limit": (False, _limit),
     "06-mend": (False, _mend),
     **ATTACK_EXERCISES,
+    **MACHINE_EXERCISES,
 }
 """By name: whether the check looks at the student's machine, and the check."""

@@ -47,7 +47,7 @@ def committed(path: Path, lang: str) -> nbformat.NotebookNode:
 
 
 def test_the_course_has_its_lessons_in_order_and_uses_every_exercise():
-    assert [p.stem[:2] for p in build.SOURCES] == ["01", "02", "03", "04", "05", "06", "07", "08", "09"]
+    assert [p.stem[:2] for p in build.SOURCES] == ["01", "02", "03", "04", "05", "06", "07", "08", "09", "10"]
     last_lines = [cell.source.splitlines()[-1] for path in build.SOURCES for cell in code(build.notebook(path, "en"))]
     asked = [match[1] for line in last_lines if (match := CHECK.match(line))]
     assert asked == list(EXERCISES)

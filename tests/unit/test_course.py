@@ -11,6 +11,7 @@ from hvcore.errors import HvlabError
 from widgets.course import Card, Course, Predict, check
 from widgets.exercises import EXERCISES, RIGHT, broken_machine, crime_scene, examine
 from widgets.exercises_attacks import _leaks
+from widgets.exercises_machines import _one_less
 from widgets.hints import LANGUAGES, hints, more, said
 
 VMM = 0x77C00000
@@ -375,6 +376,38 @@ def test_who_leaks():
     ({"04:05.0", "05:06.0", "03:00.0"}, "too many"), ({"03:00.0"}, "other"), ({"nvme"}, "no set"), ("04:05.0", "no set")])
 def test_which_functions_go_together(answer, found):
     assert key("09-group", answer) == found
+
+
+WIDTH = Config().QUIRKS - {"AGAW_FROM_LAST_UNIT"}
+"""The bugs of the usual configuration without the one that a client PC's units meet."""
+
+
+@pytest.mark.parametrize(("options", "found"), [
+    ({"QUIRKS": WIDTH, "IOMMU_MAP_END": "ram"}, RIGHT), ({"QUIRKS": WIDTH, "IOMMU_MAP_END": "e820"}, RIGHT), ({}, "not up"),
+    ({"QUIRKS": WIDTH}, "not up"), ({"IOMMU_MAP_END": "ram"}, "not up"), ({"VTD_TRANS": False}, "off"),
+    ({"QUIRKS": WIDTH, "IOMMU_MAP_END": "ram", "HIDE_VTD_REGS": True}, "too much"), ({"PROFILE": "mended"}, "too much"),
+    ({"QUIRKS": WIDTH - {"DRIVER_IN_ITS_OWN_HOLE"}, "IOMMU_MAP_END": "ram"}, "too much"),
+    ({"TINYVISOR": True, "GUEST2_DEVICES": "1e:05.0"}, "refused")])
+def test_the_smallest_change(options, found):
+    assert key("10-change", Config(**options)) == found
+
+
+def test_a_change_that_is_no_configuration_or_can_be_put_back_is_told():
+    assert key("10-change", "IOMMU_MAP_END=ram") == "no config"
+    assert list(_one_less(Config())) == []
+    less = dict(_one_less(Config(PROFILE="mended")))
+    assert list(less) == ["IOMMU_MAP_END", "IOMMU_SUPERPAGES", "HIDE_VTD_REGS", "EARLY_PROTECTION", "INTERRUPT_REMAPPING",
+                          *(f"QUIRKS ({name})" for name in sorted(Config().QUIRKS - {"VISIBLE_VTD_REGS"}))]
+    for change, quirk in (("HIDE_VTD_REGS", "VISIBLE_VTD_REGS"), ("QUIRKS (AGAW_FROM_LAST_UNIT)", "AGAW_FROM_LAST_UNIT")):
+        assert sorted(less[change].QUIRKS) == [quirk]
+
+
+@pytest.mark.parametrize(("answer", "found"), [
+    (("01:00.0", "00:02.0"), RIGHT), (("00:02.0", "01:00.0"), "swapped"), (("00:03.0", "00:02.0"), "other function"),
+    (("01:00.0", "00:03.0"), "no bridge"), (("01:00.0", "01:00.0"), "no bridge"), (("nvme", "00:02.0"), "no pair"),
+    (("01:00.0", 0x10), "no pair"), ("01:00.0", "no pair")])
+def test_where_the_core_stopped_and_what_the_table_names(answer, found):
+    assert key("10-blame", answer) == found
 
 
 # --- what is said
