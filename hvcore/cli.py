@@ -155,7 +155,7 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
 
 def _add_report(command: argparse.ArgumentParser) -> None:
     _add_machine(command)
-    command.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="a name that ends in .html or .pdf")
+    command.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="a name that ends in .html or .pdf; or .ipynb, an executed notebook")
     command.add_argument("--attacks", action="store_true", help="also runs every attack under every policy")
     command.add_argument("--compare", action="store_true", help="two runs: A with --set, B with --set2 besides")
     command.add_argument("--set2", action="append", default=[], metavar="NAME=VALUE", dest="others", help="an option of run B")
@@ -262,6 +262,8 @@ def _report(options: argparse.Namespace) -> None:
     from .report import check_name, compare_report, write_report
     from .session import Machine
     from .vmm.config import parse_settings
+    if Path(options.output).suffix.lower() == ".ipynb":
+        return _report_notebook(options)
     path, others = check_name(options.output), parse_settings(options.others)
     if bool(others) != options.compare:
         raise BadConfig("--compare needs at least one --set2 NAME=VALUE, and --set2 needs --compare")
@@ -278,6 +280,18 @@ def _report(options: argparse.Namespace) -> None:
             write_report(machine, path, grid, progress)
     _end_progress()
     print(path)
+
+
+def _report_notebook(options: argparse.Namespace) -> None:
+    from .report.notebook import write_notebook
+    from .session import Machine
+    from .vmm.config import Config, parse_settings
+    if options.others or options.compare or options.attacks:
+        raise BadConfig("a report as a notebook is of one run: without --compare, --set2 and --attacks")
+    settings = parse_settings(options.settings)
+    Config(**settings)  # type: ignore[arg-type]
+    Machine.load(options.machine).close()
+    print(write_notebook(options.machine, settings, options.output))
 
 
 def _decode(options: argparse.Namespace) -> None:

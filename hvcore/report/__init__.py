@@ -6,6 +6,7 @@
         compare_report(m, "both.html", VTD_TRANS=False)        # A: the run that is there; B: a boot with this changed
 
 It is built from the run's records and from the views of `widgets`, each with its state; there is no notebook and no kernel in between.
+`notebook.py` makes one where a notebook is wanted.
 """
 
 import platform
