@@ -155,7 +155,8 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
 
 def _add_report(command: argparse.ArgumentParser) -> None:
     _add_machine(command)
-    command.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="a name that ends in .html or .pdf; or .ipynb, an executed notebook")
+    command.add_argument("-o", "--output", required=True, type=Path, metavar="FILE",
+                         help="a name that ends in .html or .pdf; or in .ipynb: an executed notebook")
     command.add_argument("--attacks", action="store_true", help="also runs every attack under every policy")
     command.add_argument("--compare", action="store_true", help="two runs: A with --set, B with --set2 besides")
     command.add_argument("--set2", action="append", default=[], metavar="NAME=VALUE", dest="others", help="an option of run B")
