@@ -20,7 +20,7 @@ from .dmar import Unit, matched_unit
 from .iommu import Iommu
 from .mmio import Trap
 from .nested import REACH
-from .pci import Function, requesters
+from .pci import Function, capability, requesters
 from .platform import config_read
 from .protection import forget_interrupts
 
@@ -63,7 +63,7 @@ def trap_tables(iommu: Iommu, functions: list[Function]) -> list[Trap]:
 def _tables(iommu: Iommu, functions: Iterable[Function], seen: dict[int, int]) -> Iterator[_Found]:
     for function in functions:
         unit = matched_unit(iommu.units, seen.get(function.source, function.source))
-        at = _capability(iommu.bus, function.source) if unit and vtd.ECAP.get(iommu.read64(unit, 0x10), "IR") else None
+        at = capability(iommu.bus, function.source, _MSIX) if unit and vtd.ECAP.get(iommu.read64(unit, 0x10), "IR") else None
         if unit is None or at is None:
             continue
         vectors = (config_read(iommu.bus, function.source, at + 2, 2) & 0x7FF) + 1
@@ -71,16 +71,6 @@ def _tables(iommu: Iommu, functions: Iterable[Function], seen: dict[int, int]) -
         start = _bar(iommu.bus, function.source, place & 7) + (place & ~7)
         if place & ~7 < start and start + _ENTRY * vectors <= REACH:
             yield _Found(seen.get(function.source, function.source), unit, start, vectors)
-
-
-def _capability(bus: Bus, source: int) -> int | None:
-    """The offset of a function's MSI-X capability."""
-    at, left = config_read(bus, source, pci.CAPABILITIES, 1) & 0xFC, 48
-    while at >= 0x40 and left:
-        if config_read(bus, source, at, 1) == _MSIX:
-            return at
-        at, left = config_read(bus, source, at + 1, 1) & 0xFC, left - 1
-    return None
 
 
 def _bar(bus: Bus, source: int, index: int) -> int:

@@ -8,7 +8,7 @@ from ..spec import pci
 from ..spec.pci import HEADER_TYPE, SECONDARY_BUS, SUBORDINATE_BUS, PortType, bdf
 from .platform import config_read
 
-__all__ = ["Function", "find_devices", "requesters", "with_aliases"]
+__all__ = ["Function", "capability", "find_devices", "requesters", "with_aliases"]
 
 _PORT_TYPES = {int(kind): kind for kind in PortType}
 
@@ -70,9 +70,15 @@ def _requester(bus: Bus, source: int, bridges: dict[int, Function], types: dict[
 
 def _port_type(bus: Bus, source: int) -> PortType | None:
     """The port type in a function's PCI Express capability; None where it has none."""
+    at = capability(bus, source, pci.EXPRESS)
+    return None if at is None else _PORT_TYPES.get(config_read(bus, source, at + 2, 2) >> 4 & 0xF)
+
+
+def capability(bus: Bus, source: int, number: int) -> int | None:
+    """The offset in configuration space of a function's capability `number`; None where it has none."""
     at, left = config_read(bus, source, pci.CAPABILITIES, 1) & 0xFC, 48
     while at >= 0x40 and left:
-        if config_read(bus, source, at, 1) == pci.EXPRESS:
-            return _PORT_TYPES.get(config_read(bus, source, at + 2, 2) >> 4 & 0xF)
+        if config_read(bus, source, at, 1) == number:
+            return at
         at, left = config_read(bus, source, at + 1, 1) & 0xFC, left - 1
     return None
