@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import HvlabError, quoted
+from ..errors import BadConfig, HvlabError, quoted
 from ..outcome import is_ready
 from ..spec.pci import format_bdf
 from ..vmm.config import Config
@@ -28,11 +28,13 @@ def run_attack(machine: "Machine", name: str, config: Config | None = None, devi
     `device` is one of `DEVICES`, None for the first there is.  An early attack always boots.  Raises HvlabError for an attack or a device
     that does not exist.
     """
-    scenario = ATTACKS.get(name)
+    scenario = ATTACKS.get(name) if isinstance(name, str) else None
     if scenario is None:
         raise HvlabError(f"there is no attack {quoted(name)}: the attacks are {', '.join(ATTACKS)}")
     if device not in (None, *DEVICES):
         raise HvlabError(f"no attack uses a device {quoted(device)}: give {' or '.join(DEVICES)}")
+    if config is not None and not isinstance(config, Config):
+        raise BadConfig(f"attack takes a Config, as in attack({name!r}, Config(VTD_TRANS=False)), not {quoted(config)}")
     if config is not None or scenario.early or machine.state != "waiting":
         config = config or (machine.run.config if machine.run else Config())
         size = config.VMM_SIZE_MIB << 20
@@ -53,16 +55,15 @@ def _attack(machine: "Machine", scenario: Scenario, device: str | None) -> Attac
     run = machine.run
     assert run is not None and run.vmm.base is not None and run.core is not None and run.core.heap is not None
     scene = Scene(machine.pc, run.vmm.base, run.core.heap.top, run.core.storage.working if run.core.storage else (0, 0))
-    first = 0 if scenario.early else machine.pc.fabric.issued
     console = run.guest.command(f"attack {scenario.name}{f' {device}' if device else ''}")
     with machine.still():
-        return _judged(machine, scenario, scene, console, first)
+        return _judged(machine, scenario, scene, console)
 
 
-def _judged(machine: "Machine", scenario: Scenario, scene: Scene, console: str, first: int) -> Attack:
+def _judged(machine: "Machine", scenario: Scenario, scene: Scene, console: str) -> Attack:
     run = machine.run
     assert run is not None
-    requests = list(machine.pc.fabric.trace)[-(machine.pc.fabric.issued - first):] if machine.pc.fabric.issued > first else []
+    requests = scene.requests(since_power_on=scenario.early)
     fault = next((Blocked.of(r.fault) for r in requests if r.fault), None)
     proof = scenario.judge(scene, console)
     verdict, why = _verdict(machine, scenario, console, proof, fault)

@@ -56,9 +56,9 @@ class Scene:
         """Physical memory now; zeros where there is none."""
         return self.pc.memory.read(address, length) if self.pc.memory.backed(address, length) else bytes(length)
 
-    def requests(self) -> list[DmaResult]:
-        """The DMA requests since."""
-        count = self.pc.fabric.issued - self._issued
+    def requests(self, since_power_on: bool = False) -> list[DmaResult]:
+        """The newest DMA requests of those since, or of all since power-on."""
+        count = self.pc.fabric.issued - (0 if since_power_on else self._issued)
         return list(self.pc.fabric.trace)[-count:] if count else []
 
     def interrupts(self) -> list[Interrupt]:

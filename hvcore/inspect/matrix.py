@@ -163,8 +163,11 @@ def matrix(machine: Attackable, policies: Sequence[str] | None = None, attacks: 
     """Runs every attack under every policy on `machine` and shows what came of each; 64 cells take some 10 s on a small machine.
 
     `policies` and `attacks` are names, None for all; `device` as `Machine.attack` takes it; `progress` is told each cell before it runs.
-    Each attack that got somewhere is followed by a boot, so that no cell lives on another's.  Raises HvlabError for unknown names.
+    Each attack that got somewhere is followed by a boot, so that no cell lives on another's.  Raises HvlabError for unknown names
+    and for what is no machine.
     """
+    if not hasattr(machine, "attack"):
+        raise HvlabError(f"matrix takes a machine, as in matrix(Machine.load('q35-6g')), not {quoted(machine)}")
     return Matrix(machine.name, cells(machine, policies, attacks, device, progress))
 
 
@@ -183,7 +186,9 @@ def cells(machine: Attackable, policies: Sequence[str] | None = None, attacks: S
 
 
 def _known(kind: str, names: Sequence[str] | None, known: Mapping[str, Any]) -> list[str]:
+    if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
+        raise HvlabError(f"the {kind} names are a list, as in [{next(iter(known))!r}], not {quoted(names)}")
     for name in names or ():
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise HvlabError(f"there is no {kind} {quoted(name)}: there are {', '.join(known)}")
     return list(known if names is None else names)

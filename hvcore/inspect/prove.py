@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..errors import HvlabError, quoted
 from ..spec import vtd
 from ..spec.bits import align_up
 from ..spec.paging import NESTED, PAGE
@@ -48,7 +49,12 @@ class Proven(Protocol):
 
 
 def prove(run: Proven) -> Proof:
-    """Whether the core of a run is out of reach of devices and of the guest, claim by claim, as the machine is now."""
+    """Whether the core of a run is out of reach of devices and of the guest, claim by claim, as the machine is now.
+
+    Raises HvlabError for what is no run.
+    """
+    if not hasattr(run, "proof"):
+        raise HvlabError(f"prove takes a run, as in prove(machine.boot()), not {quoted(run)}")
     return run.proof
 
 
