@@ -233,7 +233,8 @@ def test_no_guest_no_attack(six):
     for wrong, sentence in ((lambda: six.attack("steal-key", {"VTD_TRANS": False}), "attack takes a Config"),
                             (lambda: six.attack(["x"]), "there is no attack"), (lambda: inspect.matrix("q35-6g"), "matrix takes a machine"),
                             (lambda: inspect.matrix(six, "off"), "the policy names are a list"),
-                            (lambda: inspect.prove(six), "prove takes a run"), (lambda: inspect.matrix(six, attacks=5), "the attack names are a list")):
+                            (lambda: inspect.prove(six), "prove takes a run"),
+                            (lambda: inspect.matrix(six, attacks=5), "the attack names are a list")):
         with pytest.raises(HvlabError, match=sentence):
             wrong()
 
