@@ -14,7 +14,7 @@ __all__ = ["Controls"]
 
 BUTTONS = {
     "reboot": ("Reboot", "Power off, and boot with the options chosen here", "primary"),
-    "stop": ("Stop", "Stop the machine where it is; it can go on", "warning"),
+    "stop": ("Stop", "Stop the machine where it is; it can go on", ""),
     "resume": ("Go on", "Go on from where it was stopped", ""),
     "step": ("Step", "Execute one instruction of the guest", ""),
     "step_exit": ("Next exit", "Let the guest run to its next exit to the core", ""),
