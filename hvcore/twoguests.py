@@ -40,6 +40,18 @@ class Resident:
         self.seat.pit.reset()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Turn:
+    """The policy's turn for one of two guests."""
+
+    residents: "Residents"
+    resident: Resident
+    do: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.residents.guarded(self.resident, self.do)
+
+
 class Residents(Iterable[Resident]):
     """Both guests.  `panic` is told what the core cannot bear at an exit of either, `over` says whether the machine as a whole stops."""
 
@@ -47,15 +59,15 @@ class Residents(Iterable[Resident]):
         self._pc, self._panic, self._over = pc, panic, over
         self._all = (Resident(1, pc, exits[0]), Resident(2, pc.second(), exits[1]))
         second = self._all[1]
-        second.seat.cpu.on_door = lambda: self._guarded(second, second.exits.on_door)
+        second.seat.cpu.on_door = _Turn(self, second, second.exits.on_door)
         for resident in self._all:
             if isinstance(resident.exits, TinyExits):
                 self._wire_ports(resident, resident.exits)
 
     def _wire_ports(self, resident: Resident, exits: TinyExits) -> None:
-        resident.seat.cpu.on_io = lambda: self._guarded(resident, exits.on_io)
+        resident.seat.cpu.on_io = _Turn(self, resident, exits.on_io)
 
-    def _guarded(self, resident: Resident, do: Callable[[], None]) -> None:
+    def guarded(self, resident: Resident, do: Callable[[], None]) -> None:
         """The policy's turn; what a guest cannot survive ends it, what the core cannot bear ends the run."""
         try:
             do()

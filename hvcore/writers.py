@@ -1,6 +1,7 @@
 """What the log of writes must know of the core, and what is known of words and addresses beside the log."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,9 +22,28 @@ __all__ = ["follow", "untold", "what_lies"]
 
 def follow(log: WriteLog, core: Callable[[], Core | None]) -> None:
     """Lets a log keep the writers of the core's memory, whatever core there is by then."""
-    log.region = lambda: _region(core())
-    log.top = lambda: _top(core())
-    log.opens = lambda address: _keeps_guests_out(log, core(), address)
+    known = _Known(log, core)
+    log.region, log.top, log.opens = known.region, known.top, known.opens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """What a log asks of the core that there is by then."""
+
+    log: WriteLog
+    core: Callable[[], Core | None]
+
+    def region(self) -> list[tuple[int, int]]:
+        """The core's memory."""
+        return _region(self.core())
+
+    def top(self) -> int | None:
+        """The next free page of its heap."""
+        return _top(self.core())
+
+    def opens(self, address: int) -> bool:
+        """Whether an address holds what keeps guests out."""
+        return _keeps_guests_out(self.log, self.core(), address)
 
 
 def _region(core: Core | None) -> list[tuple[int, int]]:

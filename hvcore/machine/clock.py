@@ -1,7 +1,6 @@
 """Virtual time: nanoseconds since power-on, which pass when the machine says so and never by the wall clock."""
 
 import heapq
-import itertools
 from collections.abc import Callable
 
 __all__ = ["Clock", "Timer"]
@@ -30,12 +29,13 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0
         self._queue: list[tuple[int, int, Timer]] = []
-        self._order = itertools.count()
+        self._order = 0
 
     def after(self, delay: int, callback: Callable[[], None]) -> Timer:
         """Runs `callback` when `delay` more nanoseconds have passed."""
         timer = Timer(self.now + max(delay, 0), callback)
-        heapq.heappush(self._queue, (timer.at, next(self._order), timer))
+        heapq.heappush(self._queue, (timer.at, self._order, timer))
+        self._order += 1
         return timer
 
     def advance(self, duration: int) -> None:

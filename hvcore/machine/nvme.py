@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..spec.bits import Register
 from ..spec.nvme import (
@@ -37,6 +38,19 @@ MSIX_TABLE, MSIX_PENDING, BAR_SIZE = 0x2000, 0x3000, 0x4000
 _CAPABILITIES = CAP.make(MQES=MAX_ENTRIES - 1, CQR=1, TO=15, CSS=1)
 _RDY, _CFS, _SHUTDOWN_COMPLETE = CSTS["RDY"].mask, CSTS["CFS"].mask, CSTS.make(SHST=2)
 _WORTH_RETRYING = (Status.SUCCESS, Status.DATA_TRANSFER_ERROR, Status.ABORT_REQUESTED)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Due:
+    """What a timer of the controller comes to: it leaves `timers`, then does what it was set for."""
+
+    timers: dict[str, Timer]
+    name: str
+    callback: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.timers.pop(self.name, None)
+        self.callback()
 
 
 class Nvme(PciFunction):
@@ -148,11 +162,8 @@ class Nvme(PciFunction):
 
     def _start(self, name: str, delay: int, callback: Callable[[], None]) -> None:
         """Runs `callback` after `delay` virtual nanoseconds unless the controller is reset before."""
-        def run() -> None:
-            self._timers.pop(name, None)
-            callback()
         if name not in self._timers:
-            self._timers[name] = self.host.clock.after(delay, run)
+            self._timers[name] = self.host.clock.after(delay, _Due(self._timers, name, callback))
 
     def _enable(self) -> None:
         """Sets up the admin queues; a configuration that is not supported is fatal."""

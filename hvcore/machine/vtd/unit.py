@@ -175,8 +175,8 @@ class RemappingUnit:
     def _write_effects(self) -> dict[str, Callable[[], None]]:
         """What happens after a register took what was written."""
         return {
-            "CCMD": lambda: self._invalidator.context_command(self.file, self._note),
-            "IOTLB": lambda: self._invalidator.iotlb_command(self.file, self._note),
+            "CCMD": self._context_command,
+            "IOTLB": self._iotlb_command,
             "IQT": self._queue.run,
             "FSTS": self._status_written,
             "FECTL": self._fault_event.control_written,
@@ -185,6 +185,12 @@ class RemappingUnit:
             **{f"FRCD{i}_HIGH": self._faults.status_written for i in range(self._faults.count)},
             **dict.fromkeys(("PMEN", "PLMBASE", "PLMLIMIT", "PHMBASE", "PHMLIMIT"), self._protect),
         }
+
+    def _context_command(self) -> None:
+        self._invalidator.context_command(self.file, self._note)
+
+    def _iotlb_command(self) -> None:
+        self._invalidator.iotlb_command(self.file, self._note)
 
     def _note(self, register: str, value: int, text: str) -> None:
         self.notes.append(UnitNote(register, value, text))

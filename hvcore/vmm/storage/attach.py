@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ...machine.cpu import ACCESS_NS
 from ...machine.memory import PAGE
 from ...spec.bits import align_up
 from ...spec.nvme import CAP
@@ -58,7 +57,7 @@ def attach(platform: Platform, heap: Heap, base: int, size: int, functions: Iter
         console.print(f"nvme: {name}: CAP 0x{cap:X} is not what the driver knows, not driven")
         return None
     pages = take_pages(platform.memory, heap)
-    controller = Controller(platform.bus, bar, lambda: platform.cpu.clock.advance(ACCESS_NS))
+    controller = Controller(platform.bus, bar, platform.cpu.clock)
     driver = Driver(platform.memory, base, size, pages, controller, console, name, stubborn)
     console.print(f"nvme: {name}: driven by the core, queues of up to {ENTRIES} entries, shadow 0x{pages.shadow:X}-0x{pages.end:X}")
     return Attached(driver, Trap(bar, bar + align_up(SIZE, PAGE), Registers(driver)), source)

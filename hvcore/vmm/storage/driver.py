@@ -1,8 +1,8 @@
 """The driver itself: what each of the guest's commands comes to, from the guest's submission queue to its completion queue."""
 
-from collections.abc import Callable
-
 from ...machine.bus import Bus
+from ...machine.clock import Clock
+from ...machine.cpu import ACCESS_NS
 from ...machine.memory import PAGE, Memory
 from ...spec.nvme import (
     ADMIN_QUEUES,
@@ -38,10 +38,14 @@ _ANSWERED, _CORE = 1 << 63, 1
 
 
 class Controller:
-    """The registers of the controller itself, at `base` (host-physical); each access takes its time, which `wait` lets pass."""
+    """The registers of the controller itself, at `base` (host-physical); each access takes its time on `clock`."""
 
-    def __init__(self, bus: Bus, base: int, wait: Callable[[], None]):
-        self.bus, self.base, self.wait = bus, base, wait
+    def __init__(self, bus: Bus, base: int, clock: Clock):
+        self.bus, self.base, self.clock = bus, base, clock
+
+    def wait(self) -> None:
+        """The time that an access takes passes."""
+        self.clock.advance(ACCESS_NS)
 
     def read(self, offset: int, width: int = 4) -> int:
         """A register; all ones where the controller does not answer."""
