@@ -22,15 +22,19 @@ from ..spec.svm import (
     EVENT_EXTERNAL,
     EVENT_TYPE,
     EVENT_VALID,
+    INTERCEPTS_1,
     ControlArea,
+    ExitCode,
     SaveArea,
 )
 from . import emulator, ioexit
 from .bus import Bus
 from .clock import Clock
 from .events import deliver_injected_exception
+from .exceptions import Exceptions
 from .longmode import translate
 from .memory import PAGE, Memory
+from .meter import Meter, hook_tsc
 from .vmexit import Exit, choose
 
 __all__ = ["DOOR", "PHYSICAL_BITS", "Cpu", "Stop", "StopKind", "Stores"]
@@ -41,6 +45,10 @@ PHYSICAL_BITS = 40
 """Width of the processor's physical addresses: it reaches 1 TiB, whatever the model says."""
 ACCESS_NS = 1000
 """Virtual time that one access to a device takes."""
+BLOCK_NS = 2
+"""Virtual time that a block of code takes, which is 5 or 6 instructions."""
+TSC_NS = 100
+"""Virtual time that reading the time-stamp counter takes: who waits for a time in a loop must come to it."""
 HLT = 0xF4
 
 
@@ -83,10 +91,13 @@ class Cpu:
         self._map_holes()
         self.uc.ctl_exits_enabled(True)
         self.exit: Exit = choose(self.uc, memory, public_only)
+        self.meter = Meter(self.uc)
+        self.state = None if public_only else emulator.state(self.uc)
+        self._exceptions = Exceptions(memory, self.state) if self.state else None
         self.rip = self.hsave = 0
         self._stop: Stop | None = None
         self._running = self._closed = self._stepping = False
-        self._pausing = self._exited = False
+        self._pausing = self._exited = self._pin = self._nudged = False
         self._injected: int | None = None
         self._to_watch: list[tuple[int, int, Stores]] = []
         self._hook()
@@ -108,20 +119,28 @@ class Cpu:
         self.uc.hook_add(UC_HOOK_INSN_INVALID, self._on_invalid)
         self.uc.hook_add(UC_HOOK_INSN, self._on_out, None, 1, 0, x86.UC_X86_INS_OUT)
         self.uc.hook_add(UC_HOOK_INSN, self._on_in, None, 1, 0, x86.UC_X86_INS_IN)
+        self._tsc_hooks = hook_tsc(self.uc, self._read_tsc)
+        if self._exceptions is not None:
+            self.uc.hook_add(UC_HOOK_INSN, self._on_syscall, None, 1, 0, x86.UC_X86_INS_SYSCALL)
 
     def _mmio_read(self, _uc: Uc, offset: int, width: int, base: int) -> int:
         self._access()
-        return self.bus.read(base + offset, width)
+        value = self.bus.read(base + offset, width)
+        self._refuel()
+        return value
 
     def _mmio_write(self, _uc: Uc, offset: int, width: int, value: int, base: int) -> None:
         self._access()
         self.bus.write(base + offset, width, value)
+        self._refuel()
 
     def _on_in(self, _uc: Uc, port: int, width: int, _data: Any) -> int:
         self._access()
         if self.on_io is not None and self._io_exit(port, width, None):
             return ioexit.answer(self.memory, self.vmcb, width)
-        return self.bus.port_read(port, width)
+        value = self.bus.port_read(port, width)
+        self._refuel()
+        return value
 
     def _on_out(self, _uc: Uc, port: int, width: int, value: int, _data: Any) -> None:
         if port == DOOR and not self.in_guest():
@@ -130,6 +149,7 @@ class Cpu:
             self._access()
             if self.on_io is None or not self._io_exit(port, width, value):
                 self.bus.port_write(port, width, value)
+            self._refuel()
 
     def _io_exit(self, port: int, width: int, value: int | None) -> bool:
         """Whether the guest's VMCB intercepts the port; then its policy has answered."""
@@ -141,14 +161,69 @@ class Cpu:
 
     def _access(self) -> None:
         """An access to a device takes its time, and is where any processor can be paused."""
-        self.clock.advance(ACCESS_NS)
+        self._elapse(ACCESS_NS)
         if self._pausing and not self._exited:
             self.uc.emu_stop()
 
+    def _elapse(self, nanoseconds: int) -> None:
+        """Time passes: for what was computed since it last did, and `nanoseconds` more."""
+        self.clock.advance(self.meter.take() * BLOCK_NS + nanoseconds)
+
+    def _refuel(self) -> None:
+        """The processor may compute until the next timer is due; then emulation stops."""
+        due = self.clock.next()
+        self.meter.fill(_ENDLESS if due is None else max((due - self.clock.now) // BLOCK_NS, 0) + 1)
+
+    def _read_tsc(self, with_number: bool) -> None:
+        """RDTSC and, `with_number`, RDTSCP."""
+        self._elapse(TSC_NS)
+        self._refuel()
+        ticks = self.tsc()
+        if self.state is not None:
+            q = self.state.q
+            q[0], q[2] = ticks & 0xFFFF_FFFF, ticks >> 32 & 0xFFFF_FFFF
+            if with_number:
+                q[1] = 0
+            return
+        self.uc.reg_write(x86.UC_X86_REG_RAX, ticks & 0xFFFF_FFFF)
+        self.uc.reg_write(x86.UC_X86_REG_RDX, ticks >> 32 & 0xFFFF_FFFF)
+        if with_number:
+            self.uc.reg_write(x86.UC_X86_REG_RCX, 0)
+
+    # --- interrupts
+
+    def pin(self, level: bool) -> None:
+        """The interrupt controller's wire: high while it has an interrupt for this processor.
+
+        While code runs this is to be called from its hooks only.  Where this build of the emulator does not show the wire, an interrupt
+        waits for the next exit.
+        """
+        self._pin = level
+        self._drive_pin()
+        if level and self._running and self.state is not None:
+            self._nudged = True
+            self.uc.emu_stop()
+
+    def _drive_pin(self) -> None:
+        """An interrupt that the VMCB does not intercept would need the vector at once: it waits for an exit."""
+        if self.state is None or self._closed:
+            return
+        vmcb = self.vmcb if self.hsave else 0
+        wanted = self._pin and self.memory.backed(vmcb, PAGE) and self.memory.read32(vmcb + ControlArea.INTERCEPTS_1) & _INTR
+        request = self.state.interrupt_request
+        request.value = request.value | _HARD if wanted else request.value & ~_HARD
+
+    def _on_syscall(self, _uc: Uc, _data: Any) -> None:
+        if self._exceptions is not None:
+            self._exceptions.syscall()
+
     def _at_door(self) -> None:
         self._exited = False
+        self._elapse(0)
         self.exit.at_door()
         self.on_door()
+        self._drive_pin()
+        self._refuel()
         if vmcb := self.memory.read64(self.hsave + SaveArea.RAX):
             self._enter_guest(vmcb)
         if self._pausing:
@@ -159,8 +234,10 @@ class Cpu:
             self._finish_exit(number - 0x100)
         elif number == self._injected:
             self._echo()
-        else:
+        elif self._exceptions is None or not self.in_guest():
             self._crash(f"exception {number} that nobody takes")
+        elif not self._exceptions.deliver(number, self.vmcb):
+            self._shutdown(number, self.uc.reg_read(x86.UC_X86_REG_RIP))
 
     def _finish_exit(self, code: int) -> None:
         """The world switch; where the save area names a VMCB that is no memory, there is nowhere to go."""
@@ -175,12 +252,21 @@ class Cpu:
     def _echo(self) -> None:
         """An external interrupt that was delivered is told again where the emulator is stopped before the next exit: so it stops anew."""
         self._injected = None
-        if self._stop or self._pausing:
+        if self._stop or self._pausing or self._nudged or self.meter.empty:
             self.uc.emu_stop()
 
     def _on_invalid(self, _uc: Uc, _data: Any) -> bool:
-        self._crash("invalid opcode that nobody takes")
+        if self._exceptions is not None and self.in_guest():
+            if self._exceptions.deliver(_INVALID_OPCODE, self.vmcb):
+                return True
+            self._shutdown(_INVALID_OPCODE, self.uc.reg_read(x86.UC_X86_REG_RIP))
+        else:
+            self._crash("invalid opcode that nobody takes")
         return False
+
+    def _shutdown(self, vector: int, rip: int) -> None:
+        """No handler takes an exception, nor the double fault that comes of it."""
+        self.stop(StopKind.CRASH, f"triple fault: the guest's descriptor tables cannot take exception {vector} of RIP {rip:#x}")
 
     def _enter_guest(self, vmcb: int) -> None:
         """The processor's part of VMRUN that the emulator leaves out; RAX in the save area is the VMCB of the last entry."""
@@ -190,8 +276,7 @@ class Cpu:
         self._injected = event & 0xFF if event & EVENT_VALID and event & EVENT_TYPE == EVENT_EXTERNAL else None
         vector = deliver_injected_exception(self.memory, vmcb)
         if vector is not None:
-            rip = self.memory.read64(vmcb + SaveArea.RIP)
-            self.stop(StopKind.CRASH, f"triple fault: the guest's descriptor tables cannot take exception {vector} of RIP {rip:#x}")
+            self._shutdown(vector, self.memory.read64(vmcb + SaveArea.RIP))
 
     def _crash(self, what: str) -> None:
         guest, rip = self.in_guest(), self.uc.reg_read(x86.UC_X86_REG_RIP)
@@ -277,12 +362,18 @@ class Cpu:
         """Where a pause comes between an exit and the door, the guest's registers are in nobody's hands: there it goes on to the door."""
         interrupted = True
         while interrupted:
+            self._nudged = False
+            self._refuel()
             self._emulate_once()
-            again = self.exit.settle() or self._watch() or self._pausing and self._exited
+            due = self._nudged or self.meter.empty
+            self._elapse(0)
+            again = self.exit.settle() or self._watch() or (self._exited if self._pausing else due and not self._halted())
             interrupted = again and self._stop is None
 
     def _emulate_once(self, count: int = 0) -> None:
         self._running = True
+        if self.state is not None:
+            self.state.halted.value = 0
         try:
             self.uc.emu_start(self.rip, 0, count=count)
         except UcError as e:
@@ -290,9 +381,12 @@ class Cpu:
         finally:
             self._running = False
         self.rip = self.uc.reg_read(x86.UC_X86_REG_RIP)
+        self.meter.stopped_at(self.rip)
 
     def _halted(self) -> bool:
-        """Whether the host's last instruction was HLT.  In the guest an HLT that does not exit cannot be told from a pause."""
+        """Whether the last instruction was HLT; by the public interface alone that cannot be told in the guest."""
+        if self.state is not None:
+            return bool(self.state.halted.value)
         if self.in_guest():
             return False
         at = translate(self.memory, self.uc.reg_read(x86.UC_X86_REG_CR3), self.rip - 1)
@@ -360,6 +454,14 @@ def _map_memory(uc: Uc, memory: Memory) -> Iterator[tuple[int, int, int]]:
 
 _BLOCK = 64 * 4096
 """The emulator places its RAM blocks at multiples of this."""
+
+
+_ENDLESS = 1 << 40
+"""Blocks where no timer is due."""
+_HARD = 1 << 1
+"""The interrupt pin among the emulator's interrupt requests."""
+_INTR = INTERCEPTS_1[ExitCode.INTR]
+_INVALID_OPCODE = 6
 
 
 def _nothing() -> None:

@@ -7,9 +7,11 @@ Memory, memory-mapped windows, PCI functions and time are the machine's.  The pr
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from .apic import LocalApic
 from .bus import Bus, Window
 from .cmos import Cmos
 from .cpu import Cpu
+from .ioapic import IoApic
 from .pic import Pic
 from .pit import Pit
 from .pmtimer import PmTimer
@@ -26,7 +28,7 @@ CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
 
 
 class PartitionBus(Bus):
-    """I/O ports of a partition's own; memory-mapped windows are those of the machine's bus."""
+    """I/O ports of a partition's own; memory-mapped windows are those of the machine's bus but for the first processor's APICs."""
 
     def __init__(self, machine: Bus):
         super().__init__(machine.memory)
@@ -34,7 +36,8 @@ class PartitionBus(Bus):
 
     def window(self, address: int) -> Window | None:
         """The machine's window that holds a physical address."""
-        return self._machine.window(address)
+        window = self._machine.window(address)
+        return None if window is not None and isinstance(window.device, (LocalApic, IoApic)) else window
 
 
 class Partition:
@@ -52,6 +55,7 @@ class Partition:
         self.debug = Printed()
         self._legacy(pc)
         self.cpu = Cpu(pc.memory, self.bus, pc.clock, pc.public_only)
+        self.interrupts.changed = self._interrupts_changed
 
     def _legacy(self, pc: "Pc") -> None:
         self.interrupts = Pic(self.bus)
@@ -78,6 +82,9 @@ class Partition:
     def type(self, data: Iterable[int]) -> None:
         """Input on its COM1."""
         self.uart.receive(bytes(data))
+
+    def _interrupts_changed(self) -> None:
+        self.cpu.pin(self.interrupts.pending() is not None)
 
     def close(self) -> None:
         """The processor never runs again."""

@@ -5,13 +5,15 @@ from collections.abc import Callable
 
 from ..errors import BadMachine, BadTable
 from ..spec import dmar
-from . import firmware
+from ..spec.apic import LOCAL_APIC_ADDRESS
+from . import apic, firmware, ioapic
 from .bus import Bus
 from .clock import Clock
 from .cmos import Cmos
 from .cpu import Cpu, Stop, StopKind, Stores
 from .description import MachineDescription
 from .dma import MSI, DmaFabric
+from .interrupts import InterruptSystem
 from .journal import Journal
 from .memory import Memory
 from .partition import Partition
@@ -61,14 +63,14 @@ class Pc:
     `halted`: the processor stands behind an HLT of the host; `parked`: nobody lets it run any more.  There is a second processor,
     `partition`, once somebody has asked for it (`second`), and then `schedule` says whose turn it is.  `serial` is what was sent on COM1,
     `debug` what was written to port 0xE9, `messages` the newest message-signalled interrupts as (source, address, data) behind the
-    remapping units, the source None where a unit sent it, which nothing remaps: no local APIC takes them.  `journal` has what happened to
-    translation since power-on; `on_line` is called with each line that was sent on COM1.
+    remapping units, as the local APIC sees them; the source is None where a unit sent it, or an I/O APIC that no unit names: those nothing
+    remaps.  `journal` has what happened to translation since power-on; `on_line` is called with each line that was sent on COM1.
     """
 
     memory: Memory
     bus: Bus
     cpu: Cpu
-    interrupts: Pic
+    interrupts: InterruptSystem
 
     def __init__(self, machine: MachineDescription, public_only: bool = False, ideal_caches: bool = False):
         self.machine, self.public_only, self.ideal_caches = machine, public_only, ideal_caches
@@ -90,12 +92,16 @@ class Pc:
         self._log_writes()
         self.units = self._units()
         self.messages: deque[tuple[int | None, int, int]] = deque(maxlen=256)
-        self.fabric = DmaFabric(self.memory, self._unit_of, self._message, lambda: self.clock.now)
+        self.fabric = DmaFabric(self.memory, self._unit_of, self._message, self._now)
         self._legacy()
         self.root = RootComplex(self.bus, self.fabric, self.clock, self.machine, self.interrupts)
         self.layout = firmware.lay(self.memory, self.machine)
         self.cpu = Cpu(self.memory, self.bus, self.clock, self.public_only)
+        self.interrupts.changed = self._interrupts_changed
         self.halted = self.parked = False
+
+    def _interrupts_changed(self) -> None:
+        self.cpu.pin(self.interrupts.pending() is not None)
 
     def second(self) -> Partition:
         """The machine's second processor with its ports, which has waited since power-on."""
@@ -135,7 +141,7 @@ class Pc:
 
     def _legacy(self) -> None:
         self.serial = Printed()
-        self.interrupts = Pic(self.bus)
+        self.interrupts = self._controllers()
         self.pit = Pit(self.bus, self.clock, self.interrupts)
         self.pm_timer = PmTimer(self.bus, self.clock)
         self.cmos = Cmos(self.bus, self.clock, self.machine.ram_runs)
@@ -144,6 +150,26 @@ class Pc:
         self._debug = _DebugPort()
         self.bus.map_ports(DEBUG_PORT, 1, self._debug)
         self.reset_requested = False
+
+    def _controllers(self) -> InterruptSystem:
+        """8259 pair, I/O APIC and local APIC.  The I/O APIC sends as the requester that the DMAR gives it, else past the units."""
+        place = self.topology.ioapic
+        self._ioapic_port = self.fabric.port(place.source, place.segment) if place and place.source is not None else None
+        io = ioapic.IoApic(self._ioapic_message, place.scope.enumeration_id if place else 0)
+        local = apic.LocalApic(self.clock)
+        for start, size, name, device in ((firmware.IOAPIC_ADDRESS, ioapic.SIZE, "I/O APIC", io),
+                                          (LOCAL_APIC_ADDRESS, apic.SIZE, "local APIC", local)):
+            try:
+                self.bus.map_mmio(start, size, name, device)
+            except ValueError as e:
+                raise BadMachine(f"the machine's remapping units collide with its interrupt controllers: {e}") from e
+        return InterruptSystem(Pic(self.bus), io, local)
+
+    def _ioapic_message(self, address: int, data: int) -> None:
+        if self._ioapic_port is not None:
+            self._ioapic_port.write(address, data.to_bytes(4, "little"))
+        else:
+            self._message(None, address, data)
 
     @property
     def debug(self) -> bytes:
@@ -155,17 +181,21 @@ class Pc:
         if data.endswith(b"\n"):
             self.on_line(bytes(self.serial[self.serial.rfind(b"\n", 0, -1) + 1:]))
 
+    def _now(self) -> int:
+        return self.clock.now
+
     def _unit_of(self, segment: int, source: int) -> RemappingUnit | None:
         index = self.topology.unit_index(segment, source)
         return self.units[index] if index is not None and index < len(self.units) else None
 
-    def _message(self, source: int, address: int, data: int) -> None:
+    def _message(self, source: int | None, address: int, data: int) -> None:
         self.messages.append((source, address, data))
+        self.interrupts.message(address, data)
 
     def _unit_message(self, address: int, data: int) -> None:
         """A unit's own event: a 4-byte write, which software that left the address at 0 finds in its memory."""
         if address in MSI:
-            self.messages.append((None, address, data))
+            self._message(None, address, data)
         elif self.memory.backed(address, 4):
             self.memory.write(address, data.to_bytes(4, "little"), "a remapping unit's own message")
 

@@ -1,5 +1,6 @@
 """The pair of 8259A interrupt controllers of a PC (Intel 8259A data sheet; ELCR: Intel ICH data sheets, section 13.4)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .bus import Bus
@@ -99,13 +100,19 @@ class _Chip:
             self.auto_eoi, self.expect = bool(value & 2), 0
 
 
+def _unheard() -> None:
+    """Where nobody hears of interrupts."""
+
+
 class Pic(ByteDevice):
     """Both controllers, the slave on the master's line 2.  After reset every line is masked, as before an operating system sets them up.
 
-    Fully nested mode; rotation, polling and the special mask mode are not modelled.
+    Fully nested mode; rotation, polling and the special mask mode are not modelled.  `changed` is called whenever what is `pending` may be
+    another.
     """
 
     def __init__(self, bus: Bus):
+        self.changed: Callable[[], None] = _unheard
         self.reset()
         for port in (MASTER, SLAVE, ELCR):
             bus.map_ports(port, 2, self)
@@ -131,6 +138,7 @@ class Pic(ByteDevice):
 
     def _cascade(self) -> None:
         self._master.set_line(CASCADE, self._slave.request() is not None)
+        self.changed()
 
     def pending(self) -> int | None:
         """The vector that the CPU would be given now; None where no interrupt is requested.  Changes nothing."""
@@ -146,7 +154,7 @@ class Pic(ByteDevice):
         vector = self._master.acknowledge()
         if cascaded:
             vector = self._slave.acknowledge()
-            self._cascade()
+        self._cascade()
         return vector
 
     def _chip(self, port: int) -> _Chip | None:

@@ -9,12 +9,13 @@ from ..errors import BadMachine
 from .e820 import ENTRY_SIZE, E820Entry, pack
 
 __all__ = ["BOOT_FLAG", "BOOT_PARAMS_SIZE", "CMD_LINE_PTR", "E820_ENTRIES", "E820_MAX", "E820_TABLE", "HEADER", "LOADFLAGS", "SENTINEL",
-           "TYPE_OF_LOADER", "VERSION", "VID_MODE", "Elf", "Segment", "boot_params", "load_elf"]
+           "SETUP_HEADER", "TYPE_OF_LOADER", "VERSION", "VID_MODE", "Elf", "Kernel", "Segment", "boot_params", "load_elf"]
 
 # Offsets in boot_params ("zero page").  What is not here may stay zero for a kernel that is entered in 64-bit mode.
 BOOT_PARAMS_SIZE = 4096
 E820_ENTRIES, SENTINEL, VID_MODE, BOOT_FLAG, HEADER, VERSION = 0x1E8, 0x1EF, 0x1FA, 0x1FE, 0x202, 0x206
 TYPE_OF_LOADER, LOADFLAGS, CMD_LINE_PTR, E820_TABLE = 0x210, 0x211, 0x228, 0x2D0
+SETUP_HEADER, RAMDISK_IMAGE, RAMDISK_SIZE, EXT_RAMDISK_IMAGE, EXT_RAMDISK_SIZE = 0x1F1, 0x218, 0x21C, 0x0C0, 0x0C4
 E820_MAX = 128
 """Entries that `e820_table` holds."""
 
@@ -46,6 +47,17 @@ class Elf:
 
     entry: int
     segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What a loader gets: the kernel unpacked, the bytes of its bzImage from `SETUP_HEADER` on (empty where it has none), the initial RAM
+    disk, and what is added to the command line."""
+
+    elf: Elf
+    setup_header: bytes = b""
+    initrd: bytes = b""
+    command_line: str = ""
 
 
 def load_elf(data: bytes) -> Elf:
@@ -111,23 +123,30 @@ def _physical(entry: int, table: Sequence[tuple[int, ...]]) -> int:
     raise BadMachine(f"the guest's ELF file starts at {entry:#x}, which none of its segments holds")
 
 
-def boot_params(e820: Sequence[E820Entry], cmdline_address: int) -> bytes:
+def boot_params(e820: Sequence[E820Entry], cmdline_address: int, setup_header: bytes = b"", ramdisk: tuple[int, int] = (0, 0)) -> bytes:
     """The 4096 bytes of boot_params for a kernel entered in 64-bit mode.
 
     `e820` is the map that the guest gets, in this order; `cmdline_address` the guest-physical address, below 4 GiB, of the
-    command line (text that a zero byte ends).  Raises BadMachine beyond 128 entries or 4 GiB.
+    command line (text that a zero byte ends); `setup_header` the kernel's own header, `ramdisk` guest-physical address and bytes of its
+    initial RAM disk.  Raises BadMachine beyond 128 entries or 4 GiB.
     """
     if len(e820) > E820_MAX:
         raise BadMachine(f"the guest's memory map has {len(e820)} entries; Linux's boot_params holds {E820_MAX}")
     if not 0 <= cmdline_address < 1 << 32:
         raise BadMachine(f"the guest's command line at {cmdline_address:#x} is not below 4 GiB, where boot_params can name it")
     page = bytearray(BOOT_PARAMS_SIZE)
+    page[SETUP_HEADER:SETUP_HEADER + len(setup_header)] = setup_header
     page[E820_ENTRIES] = len(e820)
     struct.pack_into("<H", page, VID_MODE, _VID_MODE_NORMAL)
     struct.pack_into("<H", page, BOOT_FLAG, _BOOT_FLAG_VALUE)
     page[HEADER:HEADER + 4] = b"HdrS"
-    struct.pack_into("<H", page, VERSION, _PROTOCOL)
-    page[TYPE_OF_LOADER], page[LOADFLAGS] = _LOADER_UNKNOWN, _LOADED_HIGH
+    if not setup_header:
+        struct.pack_into("<H", page, VERSION, _PROTOCOL)
+    page[TYPE_OF_LOADER], page[LOADFLAGS] = _LOADER_UNKNOWN, page[LOADFLAGS] | _LOADED_HIGH
+    for at, value in ((RAMDISK_IMAGE, ramdisk[0]), (RAMDISK_SIZE, ramdisk[1])):
+        struct.pack_into("<I", page, at, value & 0xFFFFFFFF)
+    for at, value in ((EXT_RAMDISK_IMAGE, ramdisk[0]), (EXT_RAMDISK_SIZE, ramdisk[1])):
+        struct.pack_into("<I", page, at, value >> 32)
     struct.pack_into("<I", page, CMD_LINE_PTR, cmdline_address)
     page[E820_TABLE:E820_TABLE + len(e820) * ENTRY_SIZE] = pack(e820)
     return bytes(page)

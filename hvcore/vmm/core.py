@@ -11,7 +11,7 @@ from ..machine.memory import PAGE
 from ..spec import acpi, vtd
 from ..spec.bits import align_up
 from ..spec.e820 import E820Entry
-from ..spec.linuxboot import Elf
+from ..spec.linuxboot import Elf, Kernel
 from ..spec.pci import format_bdf
 from ..spec.svm import ControlArea
 from . import dmar, iommu, messages, nested, passthrough, protection, storage
@@ -65,10 +65,10 @@ class Core:
         self.tiny: TinyVisor | None = None
         self.storage: storage.Attached | None = None
 
-    def boot(self, elf: Elf, command_line: str) -> Exits:
+    def boot(self, guest: Elf | Kernel, command_line: str) -> Exits:
         """Everything up to the first VMRUN; the platform's processor then stands at the stub.  Raises Panic, whose message is printed."""
         try:
-            return self._boot(elf, command_line)
+            return self._boot(guest, command_line)
         except Panic as panic:
             self.console.print(f"panic: {panic}")
             raise
@@ -76,7 +76,7 @@ class Core:
             self.console.print(f"panic: {fault}")
             raise Panic(str(fault)) from fault
 
-    def _boot(self, elf: Elf, command_line: str) -> Exits:
+    def _boot(self, image: Elf | Kernel, command_line: str) -> Exits:
         self.progress("vmm memory")
         e820 = read_e820(self.memory)
         usable = sum(e.size for e in e820 if e.usable)
@@ -106,12 +106,12 @@ class Core:
             self.traps += passthrough.watch(self.memory, self.bus, heap, self.passed, (base, base + self.size), self.console)
         guest = guest_map(e820, self.passed.address if self.passed else base)
         guest = self.tiny.rest(guest) if self.tiny else guest
-        start = load_guest(self.memory, elf, guest, command_line)
+        start = load_guest(self.memory, image, guest, command_line)
         self.boot_params = start.boot_params
         self.start_guest(start, heap, base, units)
         if self.tiny:
             self.tiny.confine_first(heap, base)
-            self.tiny.start_second(elf, command_line, heap)
+            self.tiny.start_second(image, command_line, heap)
         self.console.print("Starting a virtual machine.")
         return (TinyExits(self.platform, base, 1, self.traps, self.pollers) if self.tiny
                 else Exits(self.platform, base, self.traps, self.pollers))

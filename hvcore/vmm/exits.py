@@ -37,8 +37,8 @@ class Exits:
         self.traps, self.pollers = tuple(traps), tuple(pollers)
         self.count = 0
         named: Mapping[ExitCode, Callable[[Vmcb], None]] = {
-            ExitCode.HLT: self.hlt, ExitCode.MSR: self.msr, ExitCode.RDTSC: self.rdtsc, ExitCode.RDTSCP: self.rdtscp,
-            ExitCode.INVD: self.invd, ExitCode.SHUTDOWN: self.shutdown, ExitCode.VMMCALL: self.vmmcall,
+            ExitCode.INTR: self.intr, ExitCode.HLT: self.hlt, ExitCode.MSR: self.msr, ExitCode.RDTSC: self.rdtsc,
+            ExitCode.RDTSCP: self.rdtscp, ExitCode.INVD: self.invd, ExitCode.SHUTDOWN: self.shutdown, ExitCode.VMMCALL: self.vmmcall,
             ExitCode.NPF: self.nested_page_fault,
         } | dict.fromkeys((ExitCode.VMRUN, ExitCode.VMLOAD, ExitCode.VMSAVE, ExitCode.STGI, ExitCode.CLGI, ExitCode.SKINIT), self.undefined)
         self.handlers = {int(code): handler for code, handler in named.items()}
@@ -73,6 +73,9 @@ class Exits:
             self.memory.write(self.base + Part.DATA + Data.WAIT, b"\0")
 
     # --- exits, by name
+
+    def intr(self, vmcb: Vmcb) -> None:
+        """An interrupt waits, and the guest would take it: it is injected like one that came at any other exit."""
 
     def hlt(self, vmcb: Vmcb) -> None:
         """Lets the processor halt until an interrupt; a guest that has shut interrupts off will never wake."""

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ..errors import BadMachine
 from ..machine.memory import PAGE
-from ..spec.bits import align_up
+from ..spec.bits import align_down, align_up
 from ..spec.e820 import E820Entry
-from ..spec.linuxboot import Elf, boot_params
+from ..spec.linuxboot import Elf, Kernel, boot_params
 
 __all__ = ["GuestStart", "load_guest"]
 
@@ -21,6 +21,9 @@ _GDT = (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
 _GIBS = 1024
 """The first tables map 1 TiB to itself."""
 _AREA = 8 * PAGE
+_LINE = 2048
+"""Bytes that x86 kernels keep of the command line (COMMAND_LINE_SIZE)."""
+_LOW_END, _RAMDISK_END = 1 << 20, 2 << 30
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,10 @@ class LoadMemory(Protocol):
     def u64(self, address: int, count: int) -> NDArray[np.uint64]: ...
 
 
-def load_guest(memory: LoadMemory, elf: Elf, e820: tuple[E820Entry, ...], command_line: str) -> GuestStart:
+def load_guest(memory: LoadMemory, guest: Elf | Kernel, e820: tuple[E820Entry, ...], command_line: str) -> GuestStart:
     """Puts the guest into memory.  Raises BadMachine where it has no room."""
+    kernel = guest if isinstance(guest, Kernel) else Kernel(guest)
+    elf = kernel.elf
     for segment in elf.segments:
         if not _usable(e820, segment.address, segment.address + segment.size):
             raise BadMachine(f"the guest wants {segment.address:#x}-{segment.address + segment.size:#x}, "
@@ -53,14 +58,38 @@ def load_guest(memory: LoadMemory, elf: Elf, e820: tuple[E820Entry, ...], comman
         memory.write(segment.address, segment.data)
     area = _boot_area(e820, elf)
     params, line, gdt, pml4 = area, area + PAGE, area + 2 * PAGE, area + 3 * PAGE
-    memory.write(params, boot_params(e820, line))
-    memory.write(line, command_line.encode("ascii") + b"\0")
+    ramdisk = _place_ramdisk(memory, kernel.initrd, e820, elf)
+    memory.write(params, boot_params(e820, line, kernel.setup_header, ramdisk))
+    memory.write(line, _line(f"{command_line} {kernel.command_line}".strip()))
     memory.write(gdt, struct.pack("<4Q", *_GDT))
     for i in range(_GIBS // 512):
         table = pml4 + PAGE * (i + 1)
         memory.write64(pml4 + 8 * i, table | 3)
         memory.u64(table, 512)[:] = [(512 * i + n) * GIB | 0x83 for n in range(512)]
     return GuestStart(elf.entry, params, pml4, gdt, area + _AREA)
+
+
+def _line(text: str) -> bytes:
+    """The command line as the kernel reads it."""
+    try:
+        data = text.encode("ascii") + b"\0"
+    except UnicodeEncodeError as e:
+        raise BadMachine(f"the guest's command line has the character {text[e.start]!r}: only ASCII is allowed") from e
+    if len(data) > _LINE:
+        raise BadMachine(f"the guest's command line has {len(data) - 1} characters; a kernel takes {_LINE - 1}")
+    return data
+
+
+def _place_ramdisk(memory: LoadMemory, data: bytes, e820: tuple[E820Entry, ...], elf: Elf) -> tuple[int, int]:
+    """The RAM disk as high as it can lie below 2 GiB, as loaders put it; its guest-physical address and size."""
+    if not data:
+        return 0, 0
+    for e in sorted(e820, reverse=True):
+        start = align_down(min(e.end, _RAMDISK_END) - len(data), PAGE)
+        if e.usable and start >= max(e.start, _LOW_END) and all(start + len(data) <= s.address or s.end <= start for s in elf.segments):
+            memory.write(start, data)
+            return start, len(data)
+    raise BadMachine(f"this machine's map has no room of {len(data)} bytes between 1 MiB and 2 GiB for the guest's initial RAM disk")
 
 
 def _boot_area(e820: tuple[E820Entry, ...], elf: Elf) -> int:

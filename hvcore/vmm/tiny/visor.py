@@ -7,7 +7,7 @@ from ...errors import BadConfig
 from ...machine.bus import Bus
 from ...machine.memory import PAGE, Memory
 from ...spec.e820 import E820Entry
-from ...spec.linuxboot import Elf
+from ...spec.linuxboot import Elf, Kernel
 from ...spec.pci import format_bdf
 from ...spec.svm import INTERCEPTS_1, ControlArea, ExitCode
 from ..guest import GuestStart, load_guest
@@ -102,7 +102,7 @@ class TinyVisor:
                          fn.config_pages(self.memory, self.others))
         self._guard_ports(heap, base, fn.function_map(True, self.share.functions, self.share.bridges))
 
-    def start_second(self, elf: Elf, command_line: str, heap: Heap) -> SecondGuest:
+    def start_second(self, elf: Elf | Kernel, command_line: str, heap: Heap) -> SecondGuest:
         """Loads guest 2 at its own addresses and leaves the second processor at its stub."""
         share = self.share
         start = load_guest(GuestMemory(self.memory, share.start, share.end), elf, guest_2_map(share.size), command_line)
