@@ -365,7 +365,7 @@ class Cpu:
             self._nudged = False
             self._refuel()
             self._emulate_once()
-            due = self._nudged or self.meter.empty
+            due = self._nudged or self.meter.was_empty
             self._elapse(0)
             again = self.exit.settle() or self._watch() or (self._exited if self._pausing else due and not self._halted())
             interrupted = again and self._stop is None

@@ -35,6 +35,7 @@ class Meter:
 
     def __init__(self, uc: Uc):
         self._fuel, self._filled, self.total = _Fuel(1 << 62, 0, _NOWHERE), 1 << 62, 0
+        self._was_empty = False
         self._page = _machine_code()
         self.works = self._page is not None
         if self._page is not None:
@@ -51,13 +52,19 @@ class Meter:
 
     def fill(self, blocks: int) -> None:
         """Lets so many blocks run before the emulator is stopped; those not yet taken are lost."""
-        self._fuel.left = self._filled = blocks
+        self._fuel.left = self._filled = blocks + 1
 
     def stopped_at(self, rip: int) -> None:
         """Emulation has stopped: a stop comes at the beginning of a block that is counted already and has not run yet."""
+        self._was_empty = self.empty
         if self._fuel.block == rip:
             self._fuel.left += 1
         self._fuel.block = _NOWHERE
+
+    @property
+    def was_empty(self) -> bool:
+        """Whether all of them had run when emulation stopped last."""
+        return self._was_empty
 
     @property
     def empty(self) -> bool:
