@@ -11,7 +11,6 @@ from typing import Protocol
 
 from .clock import Clock
 from .cpu import Cpu, Stop, StopKind
-from .pic import Pic
 
 __all__ = ["SLICE", "Schedule", "Seat", "waits"]
 
@@ -22,11 +21,24 @@ PATIENCE, TURN = 0.2, 0.02
 gets from then on."""
 
 
+class Interrupts(Protocol):
+    """What a processor asks its interrupt controllers."""
+
+    def pending(self) -> int | None:
+        """The vector that waits; None where none does."""
+        ...
+
+
 class Seat(Protocol):
     """A processor with its interrupt controller.  `halted`: it stands behind an HLT of the host; `parked`: it never runs again."""
 
     cpu: Cpu
-    interrupts: Pic
+
+    @property
+    def interrupts(self) -> Interrupts:
+        """Its interrupt controllers."""
+        ...
+
     halted: bool
     parked: bool
 

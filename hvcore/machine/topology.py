@@ -58,6 +58,11 @@ class Topology:
                                  for index, d in enumerate(dmar.drhds if dmar else ()) for s in d.scopes if s.type in _ENUMERATED)
         self._above = _hops(self.functions)
 
+    @property
+    def ioapic(self) -> Enumerator | None:
+        """The machine's I/O APIC: the first that a unit's scope names by a path that leads somewhere; None where no unit names one."""
+        return next((e for e in self.enumerators if e.scope.type == ScopeType.IOAPIC and e.source is not None), None)
+
     def _claim(self, index: int, segment: int, scope: Scope) -> bool:
         source = self.resolve(segment, scope)
         if source is None:
