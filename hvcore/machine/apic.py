@@ -3,10 +3,9 @@
     a message or a local interrupt -> IRR -> above TPR and what is in service? -> acknowledged: ISR -> EOI
 
 There is one processor, so a message arrives here or nowhere.  What only another part of a processor could take (NMI, SMI, INIT,
-start-up) is counted in `lost`.
+start-up) is counted by its delivery mode in `lost`.
 """
 
-from collections import Counter
 from collections.abc import Callable
 
 from ..spec.apic import DFR, ESR, ICR, LOCAL, LVT, SVR, divisor
@@ -23,7 +22,8 @@ _AT = {r.offset >> 4: r for r in LOCAL}
 _INDEX = {r.name: i for i, r in _AT.items()}
 _LVTS = range(_INDEX["LVT_TIMER"], _INDEX["LVT_ERROR"] + 1)
 _TPR, _SVR, _TIMER, _LINT0, _ERROR = (_INDEX[n] for n in ("TPR", "SVR", "LVT_TIMER", "LVT_LINT0", "LVT_ERROR"))
-_ID, _LDR, _DFR, _ICR_HIGH, _ESR = (_INDEX[n] for n in ("ID", "LDR", "DFR", "ICR_HIGH", "ESR"))
+_ID, _LDR, _DFR, _ICR_LOW, _ICR_HIGH, _ESR = (_INDEX[n] for n in ("ID", "LDR", "DFR", "ICR_LOW", "ICR_HIGH", "ESR"))
+_PPR, _EOI, _INITIAL_COUNT, _CURRENT_COUNT, _DIVIDE = (_INDEX[n] for n in ("PPR", "EOI", "INITIAL_COUNT", "CURRENT_COUNT", "DIVIDE"))
 _ENABLED, _MASKED, _PERIODIC = SVR["EN"].mask, LVT["MASK"].mask, LVT["MODE"].mask
 _WRITE_MASKS = {i: r.write_mask for i, r in _AT.items()}
 _FIXED = (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
@@ -52,7 +52,7 @@ class LocalApic:
     def __init__(self, clock: Clock, number: int = 0):
         self.changed: Callable[[], None] = _nothing
         self.ended: Callable[[int], None] = _unheard
-        self.lost: Counter[int] = Counter()
+        self.lost: dict[int, int] = {}
         self.irr = self.isr = self.tmr = 0
         self._detected = 0
         self.deliverable: int | None = None
@@ -60,10 +60,6 @@ class LocalApic:
         self._values = {i: r.reset for i, r in _AT.items()}
         self._values[_ID] = number << 24
         self._values[_LINT0] = LVT.make(DLM=DeliveryMode.EXTINT)
-        self._reactions: dict[int, Callable[[int], None]] = {
-            _INDEX["EOI"]: self._end, _INDEX["INITIAL_COUNT"]: self._start_timer, _ESR: self._show_errors, _SVR: self._set_spurious,
-            _INDEX["ICR_LOW"]: self._send, _INDEX["DIVIDE"]: self._set_divider, _TPR: self._set_priority}
-        self._readers: dict[int, Callable[[], int]] = {_INDEX["PPR"]: lambda: self.priority, _INDEX["CURRENT_COUNT"]: self.timer.current}
         self._lint0()
 
     # Registers
@@ -73,9 +69,10 @@ class LocalApic:
         return self._read(_INDEX[name])
 
     def _read(self, index: int) -> int:
-        reader = self._readers.get(index)
-        if reader is not None:
-            return reader()
+        if index == _PPR:
+            return self.priority
+        if index == _CURRENT_COUNT:
+            return self.timer.current()
         if 0x10 <= index < 0x28:
             bits = (self.isr, self.tmr, self.irr)[index - 0x10 >> 3]
             return bits >> 32 * (index & 7) & 0xFFFFFFFF
@@ -95,9 +92,9 @@ class LocalApic:
         if width != 4 or offset & 0xF:
             return
         index = offset >> 4
-        reaction = self._reactions.get(index)
+        reaction = _REACTIONS.get(index)
         if reaction is not None:
-            reaction(value)
+            reaction(self, value)
         elif index in _LVTS:
             self._set_local(index, value)
         elif index in _AT:
@@ -137,11 +134,11 @@ class LocalApic:
         self.passes_pic, self.edge_from_pic = mode == DeliveryMode.EXTINT, mode == DeliveryMode.FIXED
 
     def _start_timer(self, value: int) -> None:
-        self._values[_INDEX["INITIAL_COUNT"]] = value
+        self._values[_INITIAL_COUNT] = value
         self.timer.start(value)
 
     def _set_divider(self, value: int) -> None:
-        self._keep(_INDEX["DIVIDE"], value)
+        self._keep(_DIVIDE, value)
         self.timer.set_divisor(divisor(value))
 
     @property
@@ -227,7 +224,10 @@ class LocalApic:
         if mode == DeliveryMode.FIXED:
             self.accept(LVT.get(entry, "V"))
         else:
-            self.lost[mode] += 1
+            self._lose(mode)
+
+    def _lose(self, mode: int) -> None:
+        self.lost[mode] = self.lost.get(mode, 0) + 1
 
     def message(self, address: int, data: int) -> bool:
         """A message-signalled interrupt in compatibility format; whether it was for this APIC."""
@@ -243,7 +243,7 @@ class LocalApic:
         if mode in _FIXED:
             self.accept(vector, level)
         else:
-            self.lost[mode] += 1
+            self._lose(mode)
 
     def _addressed(self, destination: int, logical: bool) -> bool:
         """Whether a destination means this APIC: its id, or a bit of its logical id, or everyone."""
@@ -260,8 +260,8 @@ class LocalApic:
 
     def _send(self, value: int) -> None:
         """The interrupt command register: between processors, of which there is one."""
-        self._keep(_INDEX["ICR_LOW"], value)
-        icr = ICR.decode(self._values[_INDEX["ICR_LOW"]] | self._values[_ICR_HIGH] << 32)
+        self._keep(_ICR_LOW, value)
+        icr = ICR.decode(self._values[_ICR_LOW] | self._values[_ICR_HIGH] << 32)
         mode, shorthand = icr["DLM"], icr["DSH"]
         if mode in _FIXED and icr["V"] < _FIRST_VECTOR:
             self._error(ESR["SENT_VECTOR"].mask)
@@ -273,4 +273,10 @@ class LocalApic:
         if here and mode in _FIXED:
             self.accept(icr["V"])
         else:
-            self.lost[mode] += 1
+            self._lose(mode)
+
+
+_REACTIONS: dict[int, Callable[[LocalApic, int], None]] = {
+    _EOI: LocalApic._end, _INITIAL_COUNT: LocalApic._start_timer, _ESR: LocalApic._show_errors, _SVR: LocalApic._set_spurious,
+    _ICR_LOW: LocalApic._send, _DIVIDE: LocalApic._set_divider, _TPR: LocalApic._set_priority}
+"""What a write does that does more than being kept."""
