@@ -7,15 +7,17 @@ from .bus import Bus
 from .clock import Clock
 from .ports import ByteDevice
 
-__all__ = ["POWER_ON", "Cmos"]
+__all__ = ["CENTURY", "INDEX", "POWER_ON", "Cmos"]
 
 INDEX, DATA = 0x70, 0x71
 POWER_ON = datetime(2026, 1, 1, tzinfo=UTC)
 """The date at virtual time 0: always the same, so that runs repeat."""
 
+CENTURY = 0x32
+"""The register that holds the century."""
 STATUS_A, STATUS_B, STATUS_C, STATUS_D, SHUTDOWN = 0x0A, 0x0B, 0x0C, 0x0D, 0x0F
 _A_DIVIDER, _B_24_HOURS, _B_BINARY, _D_VALID = 0x26, 1 << 1, 1 << 2, 0x80
-_READ_ONLY = {0x00, 0x02, 0x04, 0x06, 0x07, 0x08, 0x09, 0x32, STATUS_C, STATUS_D}
+_READ_ONLY = {0x00, 0x02, 0x04, 0x06, 0x07, 0x08, 0x09, CENTURY, STATUS_C, STATUS_D}
 
 
 class Cmos(ByteDevice):
@@ -46,7 +48,7 @@ class Cmos(ByteDevice):
         """The time registers as numbers."""
         t = POWER_ON + timedelta(microseconds=self._clock.now // 1000)
         return {0x00: t.second, 0x02: t.minute, 0x04: t.hour, 0x06: t.isoweekday() % 7 + 1, 0x07: t.day, 0x08: t.month,
-                0x09: t.year % 100, 0x32: t.year // 100}
+                0x09: t.year % 100, CENTURY: t.year // 100}
 
     def byte_read(self, port: int) -> int:
         """IN."""

@@ -4,21 +4,28 @@
     EBDA     extended BIOS data area, its first KiB, where the map leaves room below 0xA0000
     0xF0000  E820 map: signature "E820", u32 number of entries, then 20 bytes each (base u64, length u64, type u32)
     0xF8000  RSDP
-    the machine's acpi_address and up, each at a multiple of 16: XSDT, MADT, MCFG, DMAR
+    the machine's acpi_address and up, each at a multiple of 16: XSDT, FADT, MADT, MCFG, DMAR, DSDT, FACS (of 64)
 
 INT 15h needs real-mode code, which this PC has not: software reads the map where it lies.  All addresses are host-physical.
 """
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
 from ..errors import BadMachine, BadTable
-from ..spec import acpi, e820
+from ..spec import acpi, e820, fadt
 from ..spec.bits import align_up
 from ..spec.e820 import E820Entry
+from .cmos import CENTURY
 from .description import MachineDescription
+from .dsdt import build_dsdt
 from .memory import Memory
+from .pcifunction import PciFunction
+from .pm1 import CONTROL, EVENT, SCI
+from .pmtimer import PORT
+from .reset import RESET_CONTROL, RESET_VALUE
 
 __all__ = ["BDA_ADDRESS", "E820_ADDRESS", "IOAPIC_ADDRESS", "RSDP_ADDRESS", "Layout", "Region", "lay", "read_e820"]
 
@@ -26,8 +33,6 @@ BDA_ADDRESS = 0x400
 E820_ADDRESS = 0xF0000
 RSDP_ADDRESS = 0xF8000
 IOAPIC_ADDRESS = 0xFEC00000
-SCI = 9
-"""The ISA interrupt of ACPI events, level-triggered."""
 
 _LOW_END = 0xA0000
 _KIB = 1024
@@ -61,14 +66,16 @@ class Layout:
         return "\n".join(str(r) for r in self.regions)
 
 
-def lay(memory: Memory, machine: MachineDescription) -> Layout:
+def lay(memory: Memory, machine: MachineDescription, functions: Iterable[PciFunction] = ()) -> Layout:
     """Writes what firmware leaves into `memory`.  The machine's DMAR goes in byte for byte, whether it parses or not.
+
+    `functions` are the PCI functions, placed, that the DSDT tells the way to.
 
     Raises `BadMachine`, with nothing written, where a piece would not lie in RAM or would lie on another.
     """
     if not memory.backed(machine.acpi_address):
         raise BadMachine(f"{machine.name}: acpi_address {machine.acpi_address:#x} is not RAM: put it into one of the RAM ranges")
-    pieces = sorted([*_legacy(machine), *_tables(machine)])
+    pieces = sorted([*_legacy(machine), *_tables(machine, functions)])
     for start, name, data in pieces:
         if not memory.backed(start, len(data)):
             raise BadMachine(f"{machine.name}: firmware's {name} ({len(data)} bytes at {start:#x}) would not lie in RAM: "
@@ -134,21 +141,38 @@ def _xsdt_address(machine: MachineDescription) -> int:
     return align_up(machine.acpi_address, 16)
 
 
-def _tables(machine: MachineDescription) -> list[_Piece]:
-    """The ACPI tables, XSDT first, each at a multiple of 16."""
-    found = [("APIC", acpi.build_madt(_madt()))]
+def _tables(machine: MachineDescription, functions: Iterable[PciFunction]) -> list[_Piece]:
+    """The ACPI tables: XSDT first, behind those that it names the two that the FADT names."""
+    found = [("FACP", _fadt(0, 0)), ("APIC", acpi.build_madt(_madt()))]
     if windows := tuple(acpi.McfgWindow(e.base - (e.first << 20), e.first, e.last, e.segment) for e in machine.ecams):
         found.append(("MCFG", acpi.build_mcfg(acpi.Mcfg(windows))))
     if machine.dmar:
         found.append(("DMAR", machine.dmar))
     at = _xsdt_address(machine)
+    pieces = _row(at + len(acpi.build_xsdt([0] * len(found))), [*found, ("DSDT", build_dsdt(machine, functions))])
+    end = pieces[-1][0] + len(pieces[-1][2])
+    facs = align_up(end, fadt.FACS_ALIGN)
+    pieces[0] = (pieces[0][0], "FACP", _fadt(facs, pieces[-1][0]))
+    named = [start for start, _, _ in pieces[:-1]]
+    return [(at, "XSDT", acpi.build_xsdt(named)), *pieces, (facs, "FACS", fadt.build_facs())]
+
+
+def _row(at: int, tables: list[tuple[str, bytes]]) -> list[_Piece]:
+    """Tables one after another from `at` on, each at a multiple of 16."""
     pieces: list[_Piece] = []
-    end = at + len(acpi.build_xsdt([0] * len(found)))
-    for name, data in found:
-        start = align_up(end, 16)
-        pieces.append((start, name, data))
-        end = start + len(data)
-    return [(at, "XSDT", acpi.build_xsdt(start for start, _, _ in pieces)), *pieces]
+    for name, data in tables:
+        pieces.append((align_up(at, 16), name, data))
+        at = align_up(at, 16) + len(data)
+    return pieces
+
+
+def _fadt(facs: int, dsdt: int) -> bytes:
+    """A PC with serial port, timers and clock, but no keyboard controller and no VGA; the fixed hardware has no buttons."""
+    flags = fadt.FadtFlag
+    return fadt.build_fadt(fadt.Fadt(
+        facs, dsdt, SCI, EVENT, CONTROL, PORT, RESET_CONTROL, RESET_VALUE,
+        flags.WBINVD | flags.PROC_C1 | flags.PWR_BUTTON | flags.SLP_BUTTON | flags.FIX_RTC | flags.RESET_REG_SUP,
+        fadt.BootFlag.LEGACY_DEVICES | fadt.BootFlag.VGA_NOT_PRESENT, CENTURY))
 
 
 def _madt() -> acpi.Madt:

@@ -20,6 +20,7 @@ from .partition import Partition
 from .pci import RootComplex
 from .pic import Pic
 from .pit import Pit
+from .pm1 import Pm1
 from .pmtimer import PmTimer
 from .printed import Printed
 from .reset import ResetPorts
@@ -95,7 +96,7 @@ class Pc:
         self.fabric = DmaFabric(self.memory, self._unit_of, self._message, self._now)
         self._legacy()
         self.root = RootComplex(self.bus, self.fabric, self.clock, self.machine, self.interrupts)
-        self.layout = firmware.lay(self.memory, self.machine)
+        self.layout = firmware.lay(self.memory, self.machine, self.root.functions.values())
         self.cpu = Cpu(self.memory, self.bus, self.clock, self.public_only)
         self.interrupts.changed = self._interrupts_changed
         self.halted = self.parked = False
@@ -146,6 +147,7 @@ class Pc:
         self.pm_timer = PmTimer(self.bus, self.clock)
         self.cmos = Cmos(self.bus, self.clock, self.machine.ram_runs)
         self.uart = Uart(self.bus, self.interrupts, self._sent)
+        self.pm1 = Pm1(self.bus, self.clock, self.interrupts, self.switch_off)
         self.reset_ports = ResetPorts(self.bus, self.reset)
         self._debug = _DebugPort()
         self.bus.map_ports(DEBUG_PORT, 1, self._debug)
@@ -203,6 +205,10 @@ class Pc:
         """Somebody pulls the reset line: whoever runs the machine finds `reset_requested` and switches it on anew."""
         self.reset_requested = True
         self.stop(StopKind.REQUEST, "the guest reset the machine")
+
+    def switch_off(self) -> None:
+        """Software asked for the state S5, soft off."""
+        self.stop(StopKind.REQUEST, "the guest switched the machine off")
 
     def stop(self, kind: StopKind, detail: str) -> None:
         """Ends the run of the processor that runs."""

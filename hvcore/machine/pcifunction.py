@@ -15,7 +15,7 @@ from .dma import DmaFabric
 from .express import express_type
 from .ports import Lines
 
-__all__ = ["Bar", "Bridge", "Host", "IntxWires", "PciFunction"]
+__all__ = ["Bar", "Bridge", "Host", "IntxWires", "PciFunction", "intx_line"]
 
 CONFIG_SIZE = 256
 _COMMAND_WRITABLE = 0x0547
@@ -28,6 +28,11 @@ _KINDS = {"mem32": (0x0, 1), "mem64": (0x4, 2), "io": (0x1, 1)}
 _PREFETCHABLE = 0x8
 _ROUTES = (10, 11, 10, 11)
 """Interrupt lines of the four PCI interrupt wires."""
+
+
+def intx_line(devices: int, pin: int) -> int:
+    """The line at which pin 1 to 4 ends, `devices` being the sum of the device numbers of the function and the bridges above it."""
+    return _ROUTES[(devices + pin - 1) % len(_ROUTES)]
 
 
 class IntxWires:
@@ -302,7 +307,7 @@ class PciFunction:
     @property
     def irq(self) -> int:
         """The line of the interrupt controllers that the pin ends at: turned at each slot (PCI-to-PCI Bridge 1.2, section 9.1)."""
-        return _ROUTES[(sum(f.description.source >> 3 & 0x1F for f in self.path) + self.pin - 1) % len(_ROUTES)]
+        return intx_line(sum(f.description.source >> 3 & 0x1F for f in self.path), self.pin)
 
     def set_intx(self, level: bool) -> None:
         """Raises or drops the interrupt pin; COMMAND's interrupt disable keeps it down."""

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from .bus import Bus
 from .ports import ByteDevice
 
-__all__ = ["ResetPorts"]
+__all__ = ["RESET_CONTROL", "RESET_VALUE", "ResetPorts"]
 
 POST_CODE, KEYBOARD_DATA, KEYBOARD_COMMAND, RESET_CONTROL = 0x80, 0x60, 0x64, 0xCF9
 _PORTS = (POST_CODE, KEYBOARD_DATA, KEYBOARD_COMMAND, RESET_CONTROL)
+RESET_VALUE = 6
+"""Written to `RESET_CONTROL`, it resets the whole machine."""
 _PULSE_RESET = 0xFE
 _RESET_CPU = 1 << 2
 

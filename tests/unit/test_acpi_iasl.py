@@ -133,7 +133,7 @@ CLEAN = re.compile(r"incorrect checksum|invalid|unknown|error|warning", re.IGNOR
               84: ("Subtable Type", "04"), 86: ("Processor ID", "FF"), 89: ("Interrupt Input LINT", "01")}),
     ("MCFG", {44: ("Base Address", "00000000B0000000"), 52: ("Segment Group Number", "0000"), 54: ("Start Bus Number", "00"),
               55: ("End Bus Number", "7F")}),
-    ("XSDT", {36: ("ACPI Table Address   0", "00000000003F0040"), 44: ("ACPI Table Address   1", "00000000003F00A0")})])
+    ("XSDT", {36: ("ACPI Table Address   0", "00000000003F0040"), 44: ("ACPI Table Address   1", "00000000003F0160")})])
 def test_iasl_reads_the_firmwares_tables(firmware: Memory, signature: str, expected: Printed, tmp_path: Path) -> None:
     data = acpi.table(firmware, signature)
     assert data is not None

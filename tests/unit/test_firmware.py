@@ -32,7 +32,7 @@ def test_the_tables_are_found_from_the_root_pointer() -> None:
     assert acpi.find_rsdp(memory) == firmware.RSDP_ADDRESS == layout.address("RSDP")
     refs = acpi.tables(memory)
     assert [(r.signature, r.address, r.length) for r in refs] == [
-        ("XSDT", 0x3F00000, 60), ("APIC", 0x3F00040, 90), ("MCFG", 0x3F000A0, 60), ("DMAR", 0x3F000E0, len(DMAR))]
+        ("XSDT", 0x3F00000, 68), ("FACP", 0x3F00050, 276), ("APIC", 0x3F00170, 90), ("MCFG", 0x3F001D0, 60), ("DMAR", 0x3F00210, len(DMAR))]
     assert [layout.address(r.signature or "") for r in refs] == [r.address for r in refs]
     assert acpi.table(memory, "DMAR") == DMAR
     assert parse(acpi.table(memory, "DMAR") or b"").host_address_width == parse(DMAR).host_address_width
@@ -47,9 +47,19 @@ def test_what_the_tables_say() -> None:
     assert acpi.parse_mcfg(acpi.table(memory, "MCFG") or b"").windows == (acpi.McfgWindow(0xB0000000, 0, 127),)
 
 
+def test_the_fixed_table_leads_to_the_two_that_the_root_table_does_not_name() -> None:
+    memory, layout = laid(PC)
+    fadt = acpi.table(memory, "FACP") or b""
+    facs, dsdt, extended = (int.from_bytes(fadt[at:at + width], "little") for at, width in ((36, 4), (40, 4), (140, 8)))
+    assert (layout.address("FACS"), layout.address("DSDT")) == (facs, dsdt) and extended == dsdt
+    assert facs % 64 == 0 and memory.read(facs, 8) == b"FACS\x40\0\0\0"
+    assert acpi.parse_header(memory.read(dsdt, memory.read32(dsdt + 4)), "DSDT")[0].revision == 2
+    assert {"DSDT", "FACS"}.isdisjoint(ref.signature for ref in acpi.tables(memory))
+
+
 def test_what_a_machine_lacks_has_no_table() -> None:
     memory, layout = laid(replace(PC, dmar=None, ecam=None))
-    assert [r.signature for r in acpi.tables(memory)] == ["XSDT", "APIC"]
+    assert [r.signature for r in acpi.tables(memory)] == ["XSDT", "FACP", "APIC"]
     assert layout.address("DMAR") is None
 
 
@@ -58,7 +68,7 @@ def test_a_broken_dmar_is_laid_byte_for_byte(dmar: bytes) -> None:
     memory, layout = laid(replace(PC, dmar=dmar))
     address = layout.address("DMAR")
     assert address is not None and memory.read(address, len(dmar)) == dmar
-    assert acpi.tables(memory)[3].address == address
+    assert acpi.tables(memory)[4].address == address
 
 
 def test_the_map_is_read_back_in_its_order() -> None:
@@ -107,20 +117,24 @@ def test_what_a_console_shows() -> None:
 [0x9fc00, 0xa0000) EBDA
 [0xf0000, 0xf006c) E820
 [0xf8000, 0xf8024) RSDP
-[0x3f00000, 0x3f00034) XSDT
-[0x3f00040, 0x3f0009a) APIC
-[0x3f000a0, 0x3f000dc) MCFG"""
+[0x3f00000, 0x3f0003c) XSDT
+[0x3f00040, 0x3f00154) FACP
+[0x3f00160, 0x3f001ba) APIC
+[0x3f001c0, 0x3f001fc) MCFG
+[0x3f00200, 0x3f0047e) DSDT
+[0x3f00480, 0x3f004c0) FACS"""
 
 
 @pytest.mark.parametrize(("machine", "words"), [
     (replace(PC, acpi_address=0x80000000), "pc: acpi_address 0x80000000 is not RAM"),
     (replace(PC, acpi_address=-16), "is not RAM"),
-    (replace(PC, acpi_address=0x4000000 - 0x80), "firmware's APIC (90 bytes at 0x3ffffc0) would not lie in RAM"),
+    (replace(PC, acpi_address=0x4000000 - 0x80), "firmware's FACP (276 bytes at 0x3ffffd0) would not lie in RAM"),
+    (replace(PC, acpi_address=0x4000000 - 0x600), "firmware's FACS (64 bytes at 0x4000000) would not lie in RAM"),
     (replace(PC, ram_runs=((0, 0xA0000), (0x100000, 0x4000000))), "firmware's E820 (108 bytes at 0xf0000) would not lie in RAM"),
     (replace(PC, acpi_address=0xF0010), "firmware's E820 at 0xf0000 runs into its XSDT at 0xf0010"),
     (replace(PC, acpi_address=0xF0060), "firmware's E820 at 0xf0000 runs into its XSDT at 0xf0060"),
     (replace(PC, acpi_address=0xEFFE0), "firmware's XSDT at 0xeffe0 runs into its E820 at 0xf0000"),
-    (replace(PC, acpi_address=0xF7F80), "firmware's APIC at 0xf7fc0 runs into its RSDP at 0xf8000"),
+    (replace(PC, acpi_address=0xF7F80), "firmware's FACP at 0xf7fd0 runs into its RSDP at 0xf8000"),
     (replace(PC, e820=E820[:1] * 1700), "1700 E820 entries, firmware has room for 1638"),
 ])
 def test_a_machine_without_room_is_refused_and_untouched(machine: MachineDescription, words: str) -> None:
