@@ -57,12 +57,16 @@ class Msix:
         self._pending |= 1 << vector
         self.flush()
 
+    def settle(self, vector: int) -> None:
+        """What `vector` would have told has been seen without it: it is pending no more."""
+        self._pending &= ~(1 << vector)
+
     def flush(self) -> None:
         """Sends the pending vectors that nothing masks."""
-        if self._control() & (_ENABLE | _MASK_ALL) != _ENABLE:
+        if not self._pending or self._control() & (_ENABLE | _MASK_ALL) != _ENABLE:
             return
         for vector in range(self.vectors):
-            entry = self._table[ENTRY * vector:ENTRY * (vector + 1)]
-            if self._pending >> vector & 1 and not entry[12] & _MASKED:
+            at = ENTRY * vector
+            if self._pending >> vector & 1 and not self._table[at + 12] & _MASKED:
                 self._pending &= ~(1 << vector)
-                self._function.dma_write(int.from_bytes(entry[:8], "little") & ~3, bytes(entry[8:12]))
+                self._function.dma_write(int.from_bytes(self._table[at:at + 8], "little") & ~3, bytes(self._table[at + 8:at + 12]))

@@ -207,6 +207,7 @@ class Nvme(PciFunction):
         else:
             queue.head = value
             self._drain(queue)
+            self._settle(queue.vector)
             self._signal()
         self._kick()
 
@@ -290,6 +291,11 @@ class Nvme(PciFunction):
         return self.dma_read(iova, length).data
 
     # Interrupts
+
+    def _settle(self, vector: int) -> None:
+        """A message that waits unsent is not needed once the host has taken everything that it would tell of (PCI 3.0, section 6.8.3.5)."""
+        if self.msix and all(q.head == q.tail for q in self.completions.values() if q.interrupts and q.vector == vector):
+            self.msix.settle(vector)
 
     def _signal(self) -> None:
         """Drives the interrupt pin: high while an unmasked queue holds what the host has not taken, unless messages are used."""

@@ -42,6 +42,7 @@ _QUEUE_COUNT = (IO_QUEUES - 1) * 0x10001
 """I/O submission and completion queues, less one each."""
 
 _READ_ONLY = (Feature.INTERRUPT_VECTOR,)
+_NEVER_COALESCED = 1 << 16
 
 
 # Admin commands
@@ -143,8 +144,15 @@ def _get_features(controller: Nvme, c: Command) -> Reply:
         return Reply(result=0 if feature in _READ_ONLY else _CHANGEABLE)
     if feature == Feature.NUMBER_OF_QUEUES:
         return Reply(result=_QUEUE_COUNT)
+    if feature == Feature.INTERRUPT_VECTOR:
+        return _vector_configuration(c.cdw11 & 0xFFFF)
     current = {} if select in _DEFAULT_SELECTS else controller.features
     return Reply(result=current.get(feature, _DEFAULTS[feature]))
+
+
+def _vector_configuration(vector: int) -> Reply:
+    """Interrupt Vector Configuration (section 5.21.1.9): nothing is ever coalesced."""
+    return Reply(Status.INVALID_FIELD) if vector >= VECTORS else Reply(result=_NEVER_COALESCED | vector)
 
 
 def _abort(controller: Nvme, c: Command) -> Reply:

@@ -2,7 +2,7 @@
 
 
 import pytest
-from nvme_driver import ACQ, ASQ, BLOCKS, DATA, LISTS, PAGE, READ, WRITE, Driver, content, disk_of
+from nvme_driver import ACQ, ASQ, BLOCKS, DATA, DNR, LISTS, PAGE, READ, WRITE, Driver, content, disk_of
 
 from hvcore.spec.nvme import AdminOpcode, Command, NvmOpcode, Status
 
@@ -129,10 +129,15 @@ def test_features_are_kept_until_reset(nvme: Driver) -> None:
     assert get(0) == 1
 
 
-@pytest.mark.parametrize(("feature", "value"), [(1, 0), (2, 0), (4, 0x157), (5, 0), (6, 1), (8, 0), (9, 0), (10, 0), (11, 0)])
+@pytest.mark.parametrize(("feature", "value"), [(1, 0), (2, 0), (4, 0x157), (5, 0), (6, 1), (8, 0), (9, 0x10000), (10, 0), (11, 0)])
 def test_features_at_power_on(nvme: Driver, feature: int, value: int) -> None:
     entry = nvme.admin.run(Command(AdminOpcode.GET_FEATURES, cdw10=feature))
     assert (entry.status, entry.result) == (0, value)
+
+
+def test_every_interrupt_vector_tells_that_it_never_coalesces(nvme: Driver) -> None:
+    replies = [nvme.admin.run(Command(AdminOpcode.GET_FEATURES, cdw10=9, cdw11=number)) for number in (0, 16, 17)]
+    assert [(r.status & ~DNR, r.result) for r in replies] == [(0, 0x10000), (0, 0x10010), (Status.INVALID_FIELD, 0)]
 
 
 @pytest.mark.parametrize(("command", "status"), [
