@@ -1,6 +1,6 @@
 """What is raised: the user's mistakes, and memory that cannot be read.  Faults of the machine are values, never exceptions."""
 
-__all__ = ["BadConfig", "BadMachine", "BadRequest", "BadSource", "BadTable", "HvlabError", "Unreadable", "quoted"]
+__all__ = ["BadConfig", "BadMachine", "BadRequest", "BadSnapshot", "BadSource", "BadTable", "HvlabError", "Unreadable", "quoted"]
 
 
 class HvlabError(Exception):
@@ -17,6 +17,10 @@ class BadConfig(HvlabError):
 
 class BadRequest(HvlabError):
     """DMA requests that no device can make, or a file of requests that cannot be read."""
+
+
+class BadSnapshot(HvlabError):
+    """A file that is no snapshot of a machine, or none that this version can restore."""
 
 
 class BadSource(HvlabError):

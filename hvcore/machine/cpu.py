@@ -4,7 +4,7 @@ Nothing of the machine's state lives here but registers: memory is the machine's
 mode talks to its policy by OUT to the port DOOR; a guest's OUT to that port goes to the bus like any other.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -27,7 +27,7 @@ from ..spec.svm import (
     ExitCode,
     SaveArea,
 )
-from . import emulator, ioexit
+from . import context, emulator, ioexit
 from .bus import Bus
 from .clock import Clock
 from .events import deliver_injected_exception
@@ -431,6 +431,22 @@ class Cpu:
     def stopping(self) -> bool:
         """Whether `stop` was called and `run` has not yet told so."""
         return self._stop is not None
+
+    def save(self) -> dict[str, Any]:
+        """All of the processor that is no memory, as values for `load`, while it does not run."""
+        return {"rip": self.rip, "hsave": self.hsave, "stop": self._stop, "exited": self._exited, "injected": self._injected,
+                "pin": self._pin, "blocks": self.meter.total, "registers": context.save(self.uc), "host": self.exit.save()}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Makes a processor that has not run yet what another one was, on memory that is what that one's was.
+
+        Raises ValueError for registers of another emulator.
+        """
+        self.rip, self.hsave, self._stop, self._pin = saved["rip"], saved["hsave"], saved["stop"], saved["pin"]
+        self._exited, self._injected, self.meter.total = saved["exited"], saved["injected"], saved["blocks"]
+        context.restore(self.uc, saved["registers"])
+        self.exit.load(saved["host"])
+        self._drive_pin()
 
     def close(self) -> None:
         """Lets go of the emulator and of the machine's memory; it never runs again."""

@@ -9,6 +9,7 @@ from unicorn import x86_const as x86
 
 from ..spec.svm import ControlArea, SaveArea
 from . import emulator
+from .context import of_context, to_context
 from .memory import Memory
 
 __all__ = ["Exit", "ExportedExit", "PublicExit", "choose"]
@@ -40,6 +41,14 @@ class Exit(Protocol):
 
     def step_exactly(self, on: bool) -> None:
         """Called outside emulation: from now on (not) one instruction at a time."""
+        ...
+
+    def save(self) -> bytes | None:
+        """What it remembers of the host, for `load` of another."""
+        ...
+
+    def load(self, kept: bytes | None) -> None:
+        """Remembers what another one did."""
         ...
 
 
@@ -76,6 +85,13 @@ class ExportedExit:
         if self.private.no_exit_request is not None:
             self.private.no_exit_request.value = not on
         self.uc.ctl_flush_tb()
+
+    def save(self) -> bytes | None:
+        """Nothing."""
+        return None
+
+    def load(self, kept: bytes | None) -> None:
+        """Nothing."""
 
 
 _STATE = ((x86.UC_X86_REG_RIP, SaveArea.RIP), (x86.UC_X86_REG_RSP, SaveArea.RSP), (x86.UC_X86_REG_RAX, SaveArea.RAX),
@@ -160,6 +176,14 @@ class PublicExit:
     def step_exactly(self, on: bool) -> None:
         """The public interface counts instructions exactly."""
         self.uc.ctl_flush_tb()
+
+    def save(self) -> bytes | None:
+        """The host's segments."""
+        return None if self.host is None else of_context(self.host)
+
+    def load(self, kept: bytes | None) -> None:
+        """The host's segments."""
+        self.host = None if kept is None else to_context(self.uc, kept)
 
 
 def _error_code_offset() -> int:
