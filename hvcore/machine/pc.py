@@ -24,6 +24,7 @@ from .pm1 import Pm1
 from .pmtimer import PmTimer
 from .printed import Printed
 from .reset import ResetPorts
+from .rest import Rest
 from .schedule import Schedule, waits
 from .topology import Topology
 from .uart import Uart
@@ -66,6 +67,7 @@ class Pc:
     `debug` what was written to port 0xE9, `messages` the newest message-signalled interrupts as (source, address, data) behind the
     remapping units, as the local APIC sees them; the source is None where a unit sent it, or an I/O APIC that no unit names: those nothing
     remaps.  `journal` has what happened to translation since power-on; `on_line` is called with each line that was sent on COM1.
+    `rest` knows when a guest that always has a timer running has nothing more to do.
     """
 
     memory: Memory
@@ -142,6 +144,7 @@ class Pc:
 
     def _legacy(self) -> None:
         self.serial = Printed()
+        self.rest = Rest(self.clock, self.pause)
         self.interrupts = self._controllers()
         self.pit = Pit(self.bus, self.clock, self.interrupts)
         self.pm_timer = PmTimer(self.bus, self.clock)
@@ -180,6 +183,7 @@ class Pc:
 
     def _sent(self, data: bytes) -> None:
         self.serial.put(data)
+        self.rest.sent(data)
         if data.endswith(b"\n"):
             self.on_line(bytes(self.serial[self.serial.rfind(b"\n", 0, -1) + 1:]))
 
@@ -224,14 +228,14 @@ class Pc:
             self.schedule.tick()
 
     def run(self, gate: Callable[[], None] = _open) -> Stop | None:
-        """Runs until the processor stops for good (the stop) or halts with nothing left that could wake it (None).
+        """Runs until the processor stops for good (the stop), or halts with nothing left that could wake it or its guest at rest (None).
 
         `gate` is called where the machine can be held and go on later: before the processor runs, after each pause of it, and while it
         waits.  In the emulator there is no KeyboardInterrupt: let it run on another thread than the main one.
         """
         while True:
             gate()
-            if self.halted and not self.wake(gate):
+            if self.rest.late or self.halted and not self.wake(gate):
                 return None
             stop = self.cpu.run()
             self.halted = stop.kind is StopKind.HALT
@@ -239,23 +243,34 @@ class Pc:
                 return stop
 
     def wake(self, gate: Callable[[], None] = _open) -> bool:
-        """The processor halts: time jumps from timer to timer until an interrupt waits or somebody says stop; False where none comes."""
+        """The processor halts: time jumps from timer to timer until an interrupt waits or somebody says stop; False where none comes, and
+        where the guest is at rest."""
         while self.interrupts.pending() is None and not self.cpu.stopping:
             gate()
-            if not self.clock.skip():
+            if self.rest.idle or self.rest.late or not self.clock.skip():
                 return False
         self.halted = False
         return True
 
     @property
+    def prompt(self) -> bytes | None:
+        """What the guest's shell prints when it waits for a command; None for a guest that is at rest when no timer runs."""
+        return self.rest.prompt
+
+    @prompt.setter
+    def prompt(self, prompt: bytes | None) -> None:
+        self.rest.prompt = prompt
+
+    @property
     def waiting(self) -> bool:
-        """Whether the processor halts and no interrupt waits for it; where there are two, both."""
+        """Whether the processor halts and no interrupt waits for it, and its shell, if it has one, asks for input; of two, both."""
         if self.schedule is not None:
             return all(waits(seat) for seat in self.schedule.seats)
-        return self.halted and self.interrupts.pending() is None
+        return self.halted and self.interrupts.pending() is None and (self.rest.prompt is None or self.rest.asking)
 
     def type(self, data: bytes) -> None:
         """Input on COM1."""
+        self.rest.typed()
         self.uart.receive(data)
 
     def close(self) -> None:
