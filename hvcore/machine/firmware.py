@@ -66,16 +66,16 @@ class Layout:
         return "\n".join(str(r) for r in self.regions)
 
 
-def lay(memory: Memory, machine: MachineDescription, functions: Iterable[PciFunction] = ()) -> Layout:
+def lay(memory: Memory, machine: MachineDescription, functions: Iterable[PciFunction] = (), ioapic: int = 0) -> Layout:
     """Writes what firmware leaves into `memory`.  The machine's DMAR goes in byte for byte, whether it parses or not.
 
-    `functions` are the PCI functions, placed, that the DSDT tells the way to.
+    `functions` are the PCI functions, placed, that the DSDT tells the way to; `ioapic` is the number of the I/O APIC.
 
     Raises `BadMachine`, with nothing written, where a piece would not lie in RAM or would lie on another.
     """
     if not memory.backed(machine.acpi_address):
         raise BadMachine(f"{machine.name}: acpi_address {machine.acpi_address:#x} is not RAM: put it into one of the RAM ranges")
-    pieces = sorted([*_legacy(machine), *_tables(machine, functions)])
+    pieces = sorted([*_legacy(machine), *_tables(machine, functions, ioapic)])
     for start, name, data in pieces:
         if not memory.backed(start, len(data)):
             raise BadMachine(f"{machine.name}: firmware's {name} ({len(data)} bytes at {start:#x}) would not lie in RAM: "
@@ -141,9 +141,9 @@ def _xsdt_address(machine: MachineDescription) -> int:
     return align_up(machine.acpi_address, 16)
 
 
-def _tables(machine: MachineDescription, functions: Iterable[PciFunction]) -> list[_Piece]:
+def _tables(machine: MachineDescription, functions: Iterable[PciFunction], ioapic: int) -> list[_Piece]:
     """The ACPI tables: XSDT first, behind those that it names the two that the FADT names."""
-    found = [("FACP", _fadt(0, 0)), ("APIC", acpi.build_madt(_madt()))]
+    found = [("FACP", _fadt(0, 0)), ("APIC", acpi.build_madt(_madt(ioapic)))]
     if windows := tuple(acpi.McfgWindow(e.base - (e.first << 20), e.first, e.last, e.segment) for e in machine.ecams):
         found.append(("MCFG", acpi.build_mcfg(acpi.Mcfg(windows))))
     if machine.dmar:
@@ -175,8 +175,8 @@ def _fadt(facs: int, dsdt: int) -> bytes:
         fadt.BootFlag.LEGACY_DEVICES | fadt.BootFlag.VGA_NOT_PRESENT, CENTURY))
 
 
-def _madt() -> acpi.Madt:
-    """One processor, one IOAPIC, the timer on input 2, ACPI's interrupt level-triggered, NMI on LINT1."""
+def _madt(ioapic: int) -> acpi.Madt:
+    """One processor, one I/O APIC, the timer on input 2, ACPI's interrupt level-triggered, NMI on LINT1."""
     level = acpi.Trigger.LEVEL << 2 | acpi.Polarity.HIGH
-    return acpi.Madt((acpi.LocalApic(0, 0), acpi.IoApic(0, IOAPIC_ADDRESS), acpi.InterruptOverride(0, 2),
+    return acpi.Madt((acpi.LocalApic(0, 0), acpi.IoApic(ioapic, IOAPIC_ADDRESS), acpi.InterruptOverride(0, 2),
                       acpi.InterruptOverride(SCI, SCI, level), acpi.LocalApicNmi(0xFF, 0, 1)))

@@ -98,7 +98,7 @@ class Pc:
         self.fabric = DmaFabric(self.memory, self._unit_of, self._message, self._now)
         self._legacy()
         self.root = RootComplex(self.bus, self.fabric, self.clock, self.machine, self.interrupts)
-        self.layout = firmware.lay(self.memory, self.machine, self.root.functions.values())
+        self.layout = firmware.lay(self.memory, self.machine, self.root.functions.values(), self.interrupts.ioapic.id >> 24)
         self.cpu = Cpu(self.memory, self.bus, self.clock, self.public_only)
         self.interrupts.changed = self._interrupts_changed
         self.halted = self.parked = False

@@ -103,15 +103,24 @@ def _place_ports(functions: list[PciFunction]) -> None:
 
 
 def set_bridge_windows(bridge: Bridge) -> None:
-    """Opens a bridge's windows over the BARs behind it: memory below 4 GiB, prefetchable memory above, I/O."""
-    bars = [b for f in behind(bridge) for b in f.bars if b.address is not None]
-    spans = [(b.address, b.address + b.size, b.description.kind) for b in bars if b.address is not None]
-    memory = [s for s in spans if s[2] != "io"]
-    _memory_window(bridge, [s for s in memory if s[1] <= _FOUR_GIB], 0x20)
-    _memory_window(bridge, [s for s in memory if s[1] > _FOUR_GIB], 0x24)
-    ports = [s for s in spans if s[2] == "io"]
-    first, last = _limits(ports, 0x1000, 0x10000)
+    """Opens a bridge's windows over the BARs behind it: memory, prefetchable memory, I/O."""
+    bars = [(b.address, b.address + b.size, b.description) for f in behind(bridge) for b in f.bars if b.address is not None]
+    low = [(a, b) for a, b, d in bars if d.kind != "io" and b <= _FOUR_GIB]
+    high = [(a, b) for a, b, d in bars if d.kind != "io" and b > _FOUR_GIB]
+    if not high:
+        low, high = _apart(low, [(a, b) for a, b, d in bars if d.kind != "io" and d.prefetchable])
+    _memory_window(bridge, low, 0x20)
+    _memory_window(bridge, high, 0x24)
+    first, last = _limits([(a, b) for a, b, d in bars if d.kind == "io"], 0x1000, 0x10000)
     bridge.put_masked(0x1C, 2, first >> 8 | last)
+
+
+def _apart(spans: list[Range], prefetchable: list[Range]) -> tuple[list[Range], list[Range]]:
+    """What goes into the memory window and what into the other: there the `prefetchable` of the `spans`, unless the two would overlap."""
+    others = [s for s in spans if s not in prefetchable]
+    plain, fetched = (_limits(s, _BRIDGE_UNIT, _FOUR_GIB) for s in (others, prefetchable))
+    overlap = plain[0] <= fetched[1] and fetched[0] <= plain[1]
+    return (spans, []) if overlap else (others, prefetchable)
 
 
 def behind(bridge: Bridge) -> Iterable[PciFunction]:
@@ -122,14 +131,14 @@ def behind(bridge: Bridge) -> Iterable[PciFunction]:
             yield from behind(function)
 
 
-def _limits(spans: list[tuple[int, int, str]], unit: int, top: int) -> Range:
+def _limits(spans: list[Range], unit: int, top: int) -> Range:
     """First and last unit of a window over `spans`; a closed window (first above last) where there are none."""
     if not spans:
         return top - unit, 0
     return align_down(min(s[0] for s in spans), unit), align_up(max(s[1] for s in spans), unit) - unit
 
 
-def _memory_window(bridge: Bridge, spans: list[tuple[int, int, str]], offset: int) -> None:
+def _memory_window(bridge: Bridge, spans: list[Range], offset: int) -> None:
     """Base and limit registers at `offset`; for the prefetchable window also their upper halves."""
     first, last = _limits(spans, _BRIDGE_UNIT, _FOUR_GIB)
     bridge.put_masked(offset, 4, (first >> 16 & 0xFFF0) | (last >> 16 & 0xFFF0) << 16)

@@ -119,26 +119,54 @@ def _opened(first: int, last: int, unit: int) -> Iterator[Range]:
 # How the room is shared
 
 
-def _memory_windows(machine: MachineDescription, spans: list[_Span], default: _Key) -> Iterator[_Span]:
+def _memory_windows(machine: MachineDescription, spans: list[_Span], default: _Key) -> list[_Span]:
+    free, claimed = [], []
+    for cell in _cells(machine):
+        if any(e.start <= cell[0] and cell[1] <= e.end for e in machine.e820):
+            claimed += list(_in_use(cell, spans))
+        elif cell[0] < APIC_HOLE or _inside(cell, spans):
+            free += list(_share(cell, spans, default))
+    return sorted([*claimed, *(_away(w, claimed, spans) for w in free)])
+
+
+def _cells(machine: MachineDescription) -> Iterator[Range]:
+    """Free memory in whole pages, cut at the borders of E820 entries."""
     borders = {edge for e in machine.e820 for edge in (e.start, e.end)}
     for gap in _gaps([*machine.ram_runs, *reserved_ranges(machine)]):
-        edges = sorted({*gap, _FOUR_GIB, *borders})
-        for start, end in pairwise(e for e in edges if gap[0] <= e <= gap[1]):
-            cell = align_up(start, PAGE), align_down(end, PAGE)
-            claimed = any(e.start <= start and end <= e.end for e in machine.e820)
-            yield from _in_cell(cell, spans, default, claimed)
+        for start, end in pairwise(sorted({*gap, *(e for e in borders if gap[0] < e < gap[1])})):
+            if align_up(start, PAGE) < align_down(end, PAGE):
+                yield align_up(start, PAGE), align_down(end, PAGE)
 
 
-def _in_cell(cell: Range, spans: list[_Span], default: _Key, claimed: bool) -> Iterator[_Span]:
-    """The windows in a cell of free memory; in one that an E820 entry claims only what is in use."""
-    if cell[0] >= cell[1]:
-        return
-    inside = [s for s in spans if s[0] < cell[1] and cell[0] < s[1]]
-    if claimed:
-        for start, end, key in _merged(inside):
-            yield max(align_down(start, PAGE), cell[0]), min(align_up(end, PAGE), cell[1]), key
-    elif inside or cell[0] < APIC_HOLE:
-        yield from _share(cell, spans, default)
+def _inside(cell: Range, spans: Iterable[_Span]) -> list[_Span]:
+    """What of a cell is in use, by address."""
+    touching = (s for s in spans if s[0] < cell[1] and cell[0] < s[1])
+    return sorted((max(start, cell[0]), min(end, cell[1]), key) for start, end, key in touching)
+
+
+def _in_use(cell: Range, spans: Iterable[_Span]) -> Iterator[_Span]:
+    """The pages of a cell that are in use, those of one root bus next to each other as one."""
+    held: _Span | None = None
+    for start, end, key in _inside(cell, spans):
+        start, end = align_down(start, PAGE), align_up(end, PAGE)
+        if held and held[2] == key and start <= held[1]:
+            held = held[0], max(held[1], end), key
+            continue
+        if held:
+            yield held
+        held = max(start, held[1]) if held else start, end, key
+    if held:
+        yield held
+
+
+def _away(window: _Span, claimed: list[_Span], spans: Iterable[_Span]) -> _Span:
+    """A window one page away from those inside E820 entries, where nothing is in use: systems join windows, here across a border."""
+    start, end, key = window
+    if any(c[1] == start for c in claimed) and not _inside((start, start + PAGE), spans):
+        start += PAGE
+    if any(c[0] == end for c in claimed) and not _inside((end - PAGE, end), spans):
+        end -= PAGE
+    return start, end, key
 
 
 def _gaps(taken: Iterable[Range]) -> Iterator[Range]:
@@ -151,8 +179,8 @@ def _gaps(taken: Iterable[Range]) -> Iterator[Range]:
 
 
 def _share(cell: Range, spans: Iterable[_Span], default: _Key) -> Iterator[_Span]:
-    """Divides a cell among the root buses whose spans lie in it: each has it up to where the next one's first span begins."""
-    inside = sorted(s for s in spans if s[0] < cell[1] and cell[0] < s[1])
+    """Divides a cell among the root buses that use some of it: each has it up to where the next one's first span begins."""
+    inside = _inside(cell, spans)
     at, key = cell[0], inside[0][2] if inside else default
     for start, _, other in inside:
         if other != key:
@@ -161,15 +189,3 @@ def _share(cell: Range, spans: Iterable[_Span], default: _Key) -> Iterator[_Span
             at, key = max(at, start), other
     if at < cell[1]:
         yield at, cell[1], key
-
-
-def _merged(spans: Iterable[_Span]) -> list[_Span]:
-    """Spans by address, those of one root bus in one page or next to each other as one."""
-    merged: list[_Span] = []
-    for start, end, key in sorted(spans):
-        start, end = align_down(start, PAGE), align_up(end, PAGE)
-        if merged and merged[-1][2] == key and start <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(merged[-1][1], end), key
-        else:
-            merged.append((start, end, key))
-    return merged

@@ -242,6 +242,21 @@ def test_a_bridge_window_above_4_gib_has_upper_halves() -> None:
     assert pc.config_read(PORT2.source, 0x1C, 2) == 0xD0C0 and pc.config_read(behind.source, 0x24) == 0xD001
 
 
+@pytest.mark.parametrize(("plain", "memory", "prefetchable"), [
+    (0x9C00_0000, (0x9C00, 0x9C0F), (0x9000, 0x91FF)), (0x9100_0000, (0x9000, 0x91FF), None), (None, None, (0x9000, 0x91FF))])
+def test_prefetchable_memory_has_a_window_of_its_own_where_the_two_lie_apart(
+        plain: int | None, memory: tuple[int, int] | None, prefetchable: tuple[int, int] | None) -> None:
+    """The other windows are closed: their base is above their limit."""
+    bars = [BarDescription(0, "mem64", 1 << 24, 0x9000_0000, True), BarDescription(2, "mem32", 1 << 20, 0x91F0_0000, True)]
+    bars += [BarDescription(4, "mem32", 1 << 20, plain)] if plain else []
+    pc = Bench((HOST_BRIDGE, PORT2, PciDescription(bdf(4, 0, 0), 1, 2, 0x030000, bars=tuple(bars))))
+    windows = []
+    for offset in (0x20, 0x24):
+        base, limit = pc.config_read(PORT2.source, offset, 2) & 0xFFF0, pc.config_read(PORT2.source, offset + 2, 2) | 0xF
+        windows.append((base, limit) if base <= limit else None)
+    assert windows == [memory, prefetchable]
+
+
 def test_a_bridge_gates_memory_and_dma_of_what_lies_behind() -> None:
     pc = Bench(TREE)
     edu, bar = pc.root.functions[0, DEEP.source], pc.bar0(DEEP.source)
