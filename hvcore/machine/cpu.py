@@ -30,6 +30,7 @@ from ..spec.svm import (
 from . import context, emulator, ioexit
 from .bus import Bus
 from .clock import Clock
+from .cpuid import MODEL, cpuid
 from .events import deliver_injected_exception
 from .exceptions import Exceptions
 from .longmode import translate
@@ -86,7 +87,7 @@ class Cpu:
         self.on_door: Callable[[], None] = _nothing
         self.on_io: Callable[[], None] | None = None
         self.uc = Uc(UC_ARCH_X86, UC_MODE_64)
-        self.uc.ctl_set_cpu_model(x86.UC_CPU_X86_EPYC)
+        self.uc.ctl_set_cpu_model(MODEL)
         self._blocks = list(_map_memory(self.uc, memory))
         self._map_holes()
         self.uc.ctl_exits_enabled(True)
@@ -119,6 +120,7 @@ class Cpu:
         self.uc.hook_add(UC_HOOK_INSN_INVALID, self._on_invalid)
         self.uc.hook_add(UC_HOOK_INSN, self._on_out, None, 1, 0, x86.UC_X86_INS_OUT)
         self.uc.hook_add(UC_HOOK_INSN, self._on_in, None, 1, 0, x86.UC_X86_INS_IN)
+        self.uc.hook_add(UC_HOOK_INSN, self._on_cpuid, None, 1, 0, x86.UC_X86_INS_CPUID)
         self._tsc_hooks = hook_tsc(self.uc, self._read_tsc)
         if self._exceptions is not None:
             self.uc.hook_add(UC_HOOK_INSN, self._on_syscall, None, 1, 0, x86.UC_X86_INS_SYSCALL)
@@ -189,6 +191,17 @@ class Cpu:
         self.uc.reg_write(x86.UC_X86_REG_RDX, ticks >> 32 & 0xFFFF_FFFF)
         if with_number:
             self.uc.reg_write(x86.UC_X86_REG_RCX, 0)
+
+    def _on_cpuid(self, uc: Uc, _data: Any) -> int:
+        """CPUID that no VMCB intercepts; 1: the emulator need not answer any more."""
+        values = self.cpuid(uc.reg_read(x86.UC_X86_REG_RAX) & 0xFFFF_FFFF, uc.reg_read(x86.UC_X86_REG_RCX) & 0xFFFF_FFFF)
+        for register, value in zip((x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX), values, strict=True):
+            uc.reg_write(register, value)
+        return 1
+
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """What CPUID tells of the processor: EAX, EBX, ECX, EDX."""
+        return cpuid(leaf, subleaf)
 
     # --- interrupts
 

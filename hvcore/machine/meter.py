@@ -1,7 +1,7 @@
 """How much code the processor has executed: a counter of blocks that the emulator's own code counts down, and stops at zero.
 
-A block is what runs without a jump.  The counter is a dozen bytes of machine code behind the emulator's block hook, for x86-64 computers with
-the System V calling convention; it costs a few percent.  Elsewhere nothing is counted and computing takes no virtual time.
+A block is what runs without a jump.  The counter is a dozen bytes of machine code behind the emulator's block hook, for x86-64 computers
+with the System V calling convention; it costs a few percent.  Elsewhere nothing is counted and computing takes no virtual time.
 
 Also the hooks that the emulator has and its Python part does not: RDTSC and RDTSCP.
 """

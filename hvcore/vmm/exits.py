@@ -16,7 +16,8 @@ __all__ = ["GUARDED_MSRS", "Exits", "GuestDead"]
 
 GUARDED_MSRS = (svm.EFER, svm.VM_CR, svm.VM_HSAVE_PA)
 """MSRs by which a guest could leave its cage."""
-RAX, RCX, RDX = 0, 1, 2
+RAX, RCX, RDX, RBX = range(4)
+SVM_FEATURE_LEAF, SVM_LEAF, SVM_FEATURE = 0x80000001, 0x8000000A, 1 << 2
 DOUBLE_FAULT, GENERAL_PROTECTION, PAGE_FAULT, INVALID_OPCODE = 8, 13, 14, 6
 _WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 _EVENT_TYPE = 7 << 8
@@ -37,8 +38,8 @@ class Exits:
         self.traps, self.pollers = tuple(traps), tuple(pollers)
         self.count = 0
         named: Mapping[ExitCode, Callable[[Vmcb], None]] = {
-            ExitCode.INTR: self.intr, ExitCode.HLT: self.hlt, ExitCode.MSR: self.msr, ExitCode.RDTSC: self.rdtsc,
-            ExitCode.RDTSCP: self.rdtscp, ExitCode.INVD: self.invd, ExitCode.SHUTDOWN: self.shutdown, ExitCode.VMMCALL: self.vmmcall,
+            ExitCode.INTR: self.intr, ExitCode.CPUID: self.cpuid, ExitCode.HLT: self.hlt, ExitCode.MSR: self.msr,
+            ExitCode.INVD: self.invd, ExitCode.SHUTDOWN: self.shutdown, ExitCode.VMMCALL: self.vmmcall,
             ExitCode.NPF: self.nested_page_fault,
         } | dict.fromkeys((ExitCode.VMRUN, ExitCode.VMLOAD, ExitCode.VMSAVE, ExitCode.STGI, ExitCode.CLGI, ExitCode.SKINIT), self.undefined)
         self.handlers = {int(code): handler for code, handler in named.items()}
@@ -77,6 +78,16 @@ class Exits:
     def intr(self, vmcb: Vmcb) -> None:
         """An interrupt waits, and the guest would take it: it is injected like one that came at any other exit."""
 
+    def cpuid(self, vmcb: Vmcb) -> None:
+        """The processor as it is, but without AMD-V."""
+        leaf = vmcb.register(RAX) & 0xFFFF_FFFF
+        values = list(self.platform.cpu.cpuid(leaf, vmcb.register(RCX) & 0xFFFF_FFFF)) if leaf != SVM_LEAF else [0] * 4
+        if leaf == SVM_FEATURE_LEAF:
+            values[2] &= ~SVM_FEATURE
+        for register, value in zip((RAX, RBX, RCX, RDX), values, strict=True):
+            vmcb.set_register(register, value)
+        vmcb.skip(2)
+
     def hlt(self, vmcb: Vmcb) -> None:
         """Lets the processor halt until an interrupt; a guest that has shut interrupts off will never wake."""
         if not vmcb.get(SaveArea.RFLAGS) & RFLAGS_IF:
@@ -111,19 +122,6 @@ class Exits:
             return vmcb.inject_exception(GENERAL_PROTECTION, 0)
         vmcb.set(SaveArea.EFER, value & ~svm.EFER_LMA | efer & svm.EFER_LMA | svm.EFER_SVME)
         return vmcb.skip(2)
-
-    def rdtsc(self, vmcb: Vmcb) -> None:
-        """Virtual time."""
-        ticks = self.platform.cpu.tsc()
-        vmcb.set_register(RAX, ticks & 0xFFFF_FFFF)
-        vmcb.set_register(RDX, ticks >> 32 & 0xFFFF_FFFF)
-        vmcb.skip(2)
-
-    def rdtscp(self, vmcb: Vmcb) -> None:
-        """The same, with the processor's number."""
-        self.rdtsc(vmcb)
-        vmcb.set_register(RCX, 0)
-        vmcb.skip(1)
 
     def invd(self, vmcb: Vmcb) -> None:
         """Nothing to write back here."""

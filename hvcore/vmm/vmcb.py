@@ -68,7 +68,7 @@ class Vmcb:
         return bool(self.get(SaveArea.RFLAGS) & RFLAGS_IF) and not pending
 
 
-_INTERCEPTED_1 = (ExitCode.INTR, ExitCode.HLT, ExitCode.MSR, ExitCode.SHUTDOWN, ExitCode.INVD)
+_INTERCEPTED_1 = (ExitCode.INTR, ExitCode.CPUID, ExitCode.HLT, ExitCode.MSR, ExitCode.SHUTDOWN, ExitCode.INVD)
 _INTERCEPTED_2 = (ExitCode.VMRUN, ExitCode.VMMCALL, ExitCode.VMLOAD, ExitCode.VMSAVE, ExitCode.STGI, ExitCode.CLGI, ExitCode.SKINIT)
 _EFER = svm.EFER_SVME | svm.EFER_NXE | svm.EFER_LMA | svm.EFER_LME | svm.EFER_SCE
 _EXCEPTIONS = 0xFFFF_FFFF & ~(1 << 1 | 1 << 2 | 1 << 3)

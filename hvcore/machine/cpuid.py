@@ -1,0 +1,33 @@
+"""What CPUID tells of the machine's processor: the emulator's EPYC without RDRAND, by which the randomness of this computer would come in."""
+
+from functools import cache, lru_cache
+
+from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
+from unicorn import x86_const as x86
+
+__all__ = ["MODEL", "cpuid"]
+
+MODEL = x86.UC_CPU_X86_EPYC
+_RDRAND = 1 << 30
+_REGISTERS = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
+
+
+@lru_cache(4096)
+def cpuid(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+    """EAX, EBX, ECX, EDX."""
+    uc = _asked()
+    uc.reg_write(x86.UC_X86_REG_RAX, leaf)
+    uc.reg_write(x86.UC_X86_REG_RCX, subleaf)
+    uc.emu_start(0, 2)
+    eax, ebx, ecx, edx = (uc.reg_read(register) & 0xFFFF_FFFF for register in _REGISTERS)
+    return eax, ebx, ecx & ~_RDRAND if leaf == 1 else ecx, edx
+
+
+@cache
+def _asked() -> Uc:
+    """An emulator that does nothing but CPUID."""
+    uc = Uc(UC_ARCH_X86, UC_MODE_64)
+    uc.ctl_set_cpu_model(MODEL)
+    uc.mem_map(0, 0x1000)
+    uc.mem_write(0, b"\x0f\xa2")
+    return uc
