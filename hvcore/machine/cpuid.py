@@ -1,4 +1,4 @@
-"""What CPUID tells of the machine's processor: the emulator's EPYC without RDRAND, by which the randomness of this computer would come in."""
+"""What CPUID tells of the machine's processor: the emulator's EPYC without RDRAND, by which this computer's randomness would come in."""
 
 from functools import cache, lru_cache
 
