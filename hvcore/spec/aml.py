@@ -41,7 +41,8 @@ def name_string(path: str) -> bytes:
     """A name or path as `COM1`, `\\_SB.PCI0`, `^PCI0`; segments are padded to four characters."""
     relative = path.lstrip("\\^")
     prefix, segments = path[:len(path) - len(relative)], relative.split(".") if relative else []
-    if wrong := next((s for s in segments if not _SEGMENT.fullmatch(s)), None):
+    wrong = next((s for s in segments if not _SEGMENT.fullmatch(s)), None)
+    if wrong is not None:
         raise ValueError(f"{wrong!r} in {path!r} is no ACPI name: 1 to 4 of A-Z, 0-9 and _, no digit first")
     heads = {0: b"\0", 1: b"", 2: _DUAL_NAME}
     head = heads[len(segments)] if len(segments) in heads else _MULTI_NAME + bytes([len(segments)])
