@@ -105,13 +105,16 @@ class Engine:
         """Whether the work stands at its gate because somebody wanted it stopped."""
         return self._asked and self._resting
 
-    def start(self, work: Callable[[], None]) -> None:
-        """Begins work.  Raises HvlabError where other work has not ended, or where this thread holds the gate."""
+    def start(self, work: Callable[[], None], stopped: bool = False) -> None:
+        """Begins work, which with `stopped` comes to its first gate and stands there.
+
+        Raises HvlabError where other work has not ended, or where this thread holds the gate.
+        """
         with self._changed:
             self._not_mine()
             if self._thread is not None:
                 raise HvlabError("the machine is running: stop() it first, or wait until it has done what it does")
-            self._abandoned, self._error = False, None
+            self._abandoned, self._error, self._asked = False, None, stopped
             self._thread = threading.Thread(target=self._work, args=(work,), name="hvlab machine", daemon=True)
             self._thread.start()
 

@@ -8,6 +8,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ from .vmm.core import Core
 from .vmm.exits import Exits
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from .attack import Attack, Scenario
 
 __all__ = ["Machine", "command_line", "lab_guest"]
@@ -58,6 +61,16 @@ class Machine:
     def load(cls, what: str | Path, ideal_caches: bool = False) -> "Machine":
         """A TOML file, a folder of logs and tables, a single kernel log, or the name of a shipped machine.  Raises BadMachine."""
         return cls(load(what), ideal_caches=ideal_caches)
+
+    @classmethod
+    def restore(cls, path: "str | PathLike[str]", image: "str | PathLike[str] | None" = None) -> "Machine":
+        """A new machine that is what the one saved in a file was, with its run; a machine that ran is stopped, and goes on by `resume`.
+
+        `image` is the disk image beneath the machine's disk, where it had one.  Raises BadSnapshot for what is no snapshot, a damaged one,
+        or one of another version.
+        """
+        from . import snapshot
+        return snapshot.restore(cls, path, image)
 
     @property
     def description(self) -> MachineDescription:
@@ -238,14 +251,43 @@ class Machine:
         """One DMA step by step: a fault record of a run."""
         return self._control.current.explain(fault)
 
+    # --- snapshots
+
+    def save(self, path: "str | PathLike[str]", progress: Callable[[str], None] | None = None) -> int:
+        """Puts the whole machine as it stands into a file, for `restore` and `load_snapshot`; returns its bytes.
+
+        It stands still meanwhile, whether it runs, is stopped or waits.  `progress` is told in words how far it is.  Raises HvlabError
+        where there is no guest yet.
+        """
+        from . import snapshot
+        return snapshot.save(self, path, progress)
+
+    def load_snapshot(self, path: "str | PathLike[str]") -> Run:
+        """Makes this machine what the saved one was, of the same description: its run is a new one, and the run before is kept as it stood.
+
+        A machine that runs is stopped.  Raises BadSnapshot; then the machine is left as it is.
+        """
+        from . import snapshot
+        snapshot.load(self, path)
+        return self._control.current
+
     # --- lifetime
 
-    def close(self) -> None:
-        """Freezes the last run and gives the memory back.  A machine that runs is stopped."""
+    @property
+    def booting(self) -> Booting:
+        """What happens on the machine's own thread."""
+        return self._booting
+
+    def settle(self) -> None:
+        """The machine comes to rest for good, and its last run is frozen: its memory is about to be another's."""
         self._engine.stop()
         self._control.give_up()
         if self.run is not None:
             self.run.freeze()
+
+    def close(self) -> None:
+        """Freezes the last run and gives the memory back.  A machine that runs is stopped."""
+        self.settle()
         self._pc.close()
 
     def __enter__(self) -> "Machine":

@@ -69,8 +69,12 @@ class Disk:
     """
 
     def __init__(self, description: DiskDescription):
-        self.description = description
         self._written: dict[int, bytes] = {}
+        self.lay_over(description)
+
+    def lay_over(self, description: DiskDescription) -> None:
+        """What was written now hides the content that is described here."""
+        self.description = description
         size = description.size
         self._beneath = _generated(description.seed)
         if description.image is not None:

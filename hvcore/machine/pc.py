@@ -85,7 +85,7 @@ class Pc:
     def power_on(self) -> None:
         """Empty memory, fresh devices and disk, firmware's tables laid."""
         if hasattr(self, "cpu"):
-            self._close_processors()
+            self.close_processors()
         self.partition: Partition | None = None
         self.schedule: Schedule | None = None
         self.memory.reset()
@@ -275,10 +275,11 @@ class Pc:
 
     def close(self) -> None:
         """Gives the memory back."""
-        self._close_processors()
+        self.close_processors()
         self.memory.close()
 
-    def _close_processors(self) -> None:
+    def close_processors(self) -> None:
+        """No processor runs again; others may take their place."""
         self.cpu.close()
         if self.partition is not None:
             self.partition.close()

@@ -62,6 +62,10 @@ class Schedule:
         self._computer: Seat | None = None
         self._spent: Callable[[], float] = time.monotonic
 
+    def forget_wall_time(self) -> None:
+        """What a processor has spent of this computer's time counts from now on, on another thread or in another process."""
+        self._spent, self._since = time.monotonic, 0.0
+
     def run(self, gate: Callable[[], None], awaited: Callable[[], Seat | None]) -> tuple[Seat, Stop] | None:
         """Runs until a processor stops for good (which, and how), or until nothing could wake any of them (None).
 
