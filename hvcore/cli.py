@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import BadConfig, BadMachine, HvlabError
+from .linux.command import add_linux
 from .spec.bits import parse_number
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     machines = add("machines", _machines, "Lists the machines that come with hvlab.")
     machines.add_argument("--json", action="store_true")
     _add_fleet(add("fleet", _fleet, "Runs the doctor over every archive, log and machine below a folder."))
+    add_linux(commands)
     add("lab", _lab, "Opens the workbench in JupyterLab.")
     return parser
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import BadMachine
 
-__all__ = ["Entry", "add", "entries", "find", "folder", "matches", "release_key", "remove", "writing"]
+__all__ = ["Entry", "add", "damaged", "entries", "find", "folder", "lookup", "matches", "release_key", "remove", "writing"]
 
 _FORMAT = 1
 _MANIFEST = "entry.json"
@@ -46,10 +46,10 @@ class Entry:
         try:
             data = (self.folder / name).read_bytes()
         except OSError as e:
-            raise self._damaged(f"{name} cannot be read: {e.strerror or e}") from e
+            raise _damaged(self.folder, f"{name} cannot be read: {e.strerror or e}") from e
         size, digest = self.files.get(name, (-1, ""))
         if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
-            raise self._damaged(f"{name} is not what was fetched")
+            raise _damaged(self.folder, f"{name} is not what was fetched")
         return data
 
     def to_json(self) -> dict[str, Any]:
@@ -57,9 +57,6 @@ class Entry:
         return {"release": self.release, "package": self.package, "version": self.version, "busybox": self.busybox,
                 "modules": list(self.modules), "folder": str(self.folder), "size": self.size,
                 "files": {name: size for name, (size, _) in self.files.items()}}
-
-    def _damaged(self, what: str) -> BadMachine:
-        return _damaged(self.folder, what)
 
 
 def folder() -> Path:
@@ -71,15 +68,14 @@ def folder() -> Path:
 
 
 def entries() -> list[Entry]:
-    """What is in the cache, the newest kernel first.  Raises BadMachine where one is damaged."""
-    place = folder()
-    try:
-        found = [_entry(path) for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    except FileNotFoundError:
-        return []
-    except OSError as e:
-        raise BadMachine(f"the cache {place} cannot be read: {e.strerror or e}") from e
+    """What is in the cache and whole, the newest kernel first.  Raises BadMachine where the cache cannot be read."""
+    found = [entry for entry in _all().values() if isinstance(entry, Entry)]
     return sorted(found, key=lambda entry: (release_key(entry.release), release_key(entry.version)), reverse=True)
+
+
+def damaged() -> dict[Path, str]:
+    """Folders of the cache that hold no kernel that can be read, and why.  Files inside are checked when they are read."""
+    return {path: found for path, found in _all().items() if isinstance(found, str)}
 
 
 def find(release: str | None = None) -> Entry:
@@ -88,13 +84,28 @@ def find(release: str | None = None) -> Entry:
     Raises BadMachine where there is none.
     """
     there = entries()
-    if not there:
-        raise BadMachine("no Linux kernel here: run `hvlab linux fetch`")
     for entry in there:
         if release is None or matches(entry.release, release):
             return entry
+    for path, why in damaged().items():
+        raise _damaged(path, why)
+    if not there:
+        raise BadMachine("no Linux kernel here: run `hvlab linux fetch`")
     others = ", ".join(entry.release for entry in there)
     raise BadMachine(f"no Linux kernel {release} here, only {others}: run `hvlab linux fetch --release {release}`")
+
+
+def lookup(package: str, version: str) -> Entry | None:
+    """The kernel of just that package and version, with every byte checked; None where it is not there or not whole."""
+    found = _entry(_place(package, version))
+    if isinstance(found, str):
+        return None
+    try:
+        for name in found.files:
+            found.read(name)
+    except BadMachine:
+        return None
+    return found
 
 
 def matches(release: str, wanted: str) -> bool:
@@ -107,12 +118,12 @@ def release_key(text: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", text)))
 
 
-def remove(entry: Entry) -> None:
-    """Takes a kernel out of the cache.  Raises BadMachine where that is not allowed."""
+def remove(path: Path) -> None:
+    """Takes a kernel's folder out of the cache.  Raises BadMachine where that is not allowed."""
     try:
-        shutil.rmtree(entry.folder)
+        shutil.rmtree(path)
     except OSError as e:
-        raise BadMachine(f"{entry.folder} cannot be removed: {e.strerror or e}") from e
+        raise BadMachine(f"{path} cannot be removed: {e.strerror or e}") from e
 
 
 def add(package: str, version: str, release: str, busybox: str, modules: Mapping[str, bytes], files: Mapping[str, bytes]) -> Entry:
@@ -120,7 +131,7 @@ def add(package: str, version: str, release: str, busybox: str, modules: Mapping
     whole = {**files, **{f"modules/{name}.ko": data for name, data in modules.items()}}
     manifest = {"format": _FORMAT, "package": package, "version": version, "release": release, "busybox": busybox, "modules": list(modules),
                 "files": {name: [len(data), hashlib.sha256(data).hexdigest()] for name, data in whole.items()}}
-    place = folder() / f"{package}_{version.replace(':', '%3a').replace('/', '_')}"
+    place = _place(package, version)
     with writing() as new:
         made = new / "entry"
         (made / "modules").mkdir(parents=True)
@@ -128,7 +139,10 @@ def add(package: str, version: str, release: str, busybox: str, modules: Mapping
             (made / name).write_bytes(data)
         (made / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         _put(made, place, new / "old")
-    return _entry(place)
+    found = _entry(place)
+    if isinstance(found, str):
+        raise _damaged(place, found)
+    return found
 
 
 @contextmanager
@@ -168,17 +182,35 @@ def _sweep(place: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _entry(path: Path) -> Entry:
+def _place(package: str, version: str) -> Path:
+    return folder() / f"{package}_{version}".replace(":", "%3a").replace("/", "_")
+
+
+def _all() -> dict[Path, Entry | str]:
+    place = folder()
+    try:
+        return {path: _entry(path) for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+    except FileNotFoundError:
+        return {}
+    except OSError as e:
+        raise BadMachine(f"the cache {place} cannot be read: {e.strerror or e}") from e
+
+
+def _entry(path: Path) -> Entry | str:
+    """The kernel in a folder, or why there is none."""
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
         if manifest["format"] != _FORMAT:
-            raise _damaged(path, f"another version of hvlab wrote it (format {manifest['format']})")
+            return f"it is of format {manifest['format']}, which another version of hvlab wrote"
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
         modules = tuple(str(name) for name in manifest["modules"])
-        return Entry(path, *(str(manifest[name]) for name in ("package", "version", "release", "busybox")), modules, files)
+        package, version, release, busybox = (str(manifest[name]) for name in ("package", "version", "release", "busybox"))
+        found = Entry(path, package, version, release, busybox, modules, files)
+        missing = [name for name, (size, _) in files.items() if (path / name).stat().st_size != size]
+        return f"{missing[0]} is not what was fetched" if missing else found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise _damaged(path, "its list of files cannot be read") from e
+        return f"its files cannot be read: {e}"
 
 
 def _damaged(path: Path, what: str) -> BadMachine:
-    return BadMachine(f"the kernel in {path} is damaged ({what}): remove that folder and run `hvlab linux fetch` again")
+    return BadMachine(f"the kernel in {path} is damaged ({what}): run `hvlab linux remove {path.name}`, then fetch it again")

@@ -1,7 +1,9 @@
 """Debian packages, read by hvlab itself: an `ar` archive with two tar archives inside (deb(5)).  Nothing is written to disk."""
 
 import io
+import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,14 +82,8 @@ def _tar(path: Path, part: str) -> Iterator[tarfile.TarFile]:
             yield tar
     except OSError as e:
         raise BadMachine(f"{path} cannot be read: {e.strerror or e}") from e
-    except (tarfile.TarError, ValueError, EOFError, *_damages()) as e:
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, ValueError, EOFError) as e:
         raise BadMachine(f"{path} is a damaged Debian package ({e}): download it again") from e
-
-
-def _damages() -> tuple[type[Exception], ...]:
-    import lzma
-    import zlib
-    return lzma.LZMAError, zlib.error
 
 
 def _member(path: Path, prefix: str) -> tuple[str, bytes]:
