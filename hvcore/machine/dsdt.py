@@ -71,22 +71,21 @@ def _host_bridge(index: int, root: RootBus) -> bytes:
         aml.name("_SEG", aml.integer(root.segment)), aml.name("_BBN", aml.integer(root.bus)),
         aml.name("_CRS", aml.resources(aml.word_bus(root.bus, root.last), *own, *(aml.word_io(*r) for r in root.ports),
                                        *(_forwarded(*r) for r in root.memory))),
-        aml.name("_PRT", aml.package(*_routes(root))), _osc(), *(_isa() if first else ()))
+        *_routing(root), _osc(), *(_isa() if first else ()))
 
 
 def _forwarded(start: int, end: int) -> bytes:
     return aml.dword_memory(start, end) if end <= _FOUR_GIB else aml.qword_memory(start, end)
 
 
-def _routes(root: RootBus) -> Iterator[bytes]:
-    """Where the interrupt pins of the devices on the bus end: the same numbers at the 8259 pair and at the IOAPIC, level, active low.
+def _routing(root: RootBus) -> Iterator[bytes]:
+    """Where the interrupt pins of the devices on the bus end: the same numbers at the 8259 pair and at the I/O APIC, level, active low.
 
     What lies behind bridges needs no rows: a bridge turns the pins by the slot, as every system knows.
     """
-    for device in root.devices:
-        for pin in range(4):
-            row = (device << 16 | _ALL_FUNCTIONS, pin, 0, intx_line(device, pin + 1))
-            yield aml.package(*(aml.integer(n) for n in row))
+    rows = ((device << 16 | _ALL_FUNCTIONS, pin, 0, intx_line(device, pin + 1)) for device in root.devices for pin in range(4))
+    if root.devices:
+        yield aml.name("_PRT", aml.package(*(aml.package(*(aml.integer(n) for n in row)) for row in rows)))
 
 
 def _osc() -> bytes:
