@@ -1,10 +1,14 @@
-"""What every test shares: the `needs` marker and the settings of Hypothesis."""
+"""What every test shares: the `needs` marker, the settings of Hypothesis, and Debian's kernels."""
 
+import fcntl
 import os
 import shutil
+import subprocess
 
 import pytest
 from hypothesis import settings
+
+from hvcore.errors import BadMachine
 
 IN_CI = bool(os.environ.get("HVLAB_CI"))
 
@@ -22,3 +26,29 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.fail(f"{', '.join(missing)} not installed, and CI must have it", pytrace=False)
         if missing:
             pytest.skip(f"{', '.join(missing)} not installed")
+
+
+@pytest.fixture(scope="session")
+def linux_cache() -> dict[str, str]:
+    """The releases of Debian's `default` kernel and of the archive's `newest` and `second` newest, in the user's own cache.
+
+    Fetched once, and again when the archive has newer ones; skipped where that cannot be done, an error in CI.
+    """
+    from hvcore.linux import cache
+    cache.folder().mkdir(parents=True, exist_ok=True)
+    with (cache.folder() / ".tests").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return _fetch_kernels()
+        except BadMachine as e:
+            if not IN_CI:
+                pytest.skip(str(e))
+            if hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get"):
+                subprocess.run(["apt-get", "-q", "update"], check=True)
+            return _fetch_kernels()
+
+
+def _fetch_kernels() -> dict[str, str]:
+    from hvcore.linux.fetch import fetch
+    [default], newest = fetch(), fetch(newest=2)
+    return {"default": default.entry.release, "newest": newest[0].entry.release, "second": newest[-1].entry.release}
