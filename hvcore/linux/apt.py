@@ -51,10 +51,16 @@ def choose(release: str | None, count: int) -> list[str]:
     return fitting[:max(1, count)]
 
 
-def show(name: str) -> Package:
-    """What the archive's lists say of a package.  Raises BadMachine where they have none of that name."""
-    said = _run(["apt-cache", "show", "--no-all-versions", f"{name}:{_ARCHITECTURE}"])
-    fields = dict(line.split(": ", 1) for line in said.stdout.splitlines() if ": " in line and not line.startswith(" "))
+def show(*names: str) -> list[Package]:
+    """What the archive's lists say of packages, in the order of the names.  Raises BadMachine where they have none of a name."""
+    said = _run(["apt-cache", "show", "--no-all-versions", *(f"{name}:{_ARCHITECTURE}" for name in names)])
+    stanzas = [dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line and not line.startswith(" "))
+               for stanza in said.stdout.split("\n\n")]
+    known = {fields.get("Package"): fields for fields in stanzas}
+    return [_package(name, known.get(name, {})) for name in names]
+
+
+def _package(name: str, fields: dict[str, str]) -> Package:
     try:
         return Package(name, fields["Version"], int(fields["Size"]), fields["SHA256"].lower(), fields.get("Depends", ""))
     except (KeyError, ValueError):
@@ -82,7 +88,7 @@ def download(package: Package, folder: Path, progress: Callable[[str], None]) ->
 
 
 def _default() -> str:
-    found = re.search(r"linux-image-\d[^\s,]*", show(_META).depends)
+    found = re.search(r"linux-image-\d[^\s,]*", show(_META)[0].depends)
     if not found:
         raise BadMachine(f"apt's {_META} names no kernel: name one with --release, as 6.1; or {_OTHERWISE}")
     return found[0]

@@ -37,13 +37,13 @@ def fetch(release: str | None = None, newest: int = 0, debs: list[Path] | None =
     if debs:
         return [Fetched(entry, True) for entry in store_files(debs, progress)]
     progress("asking apt")
-    wanted = [show(name) for name in choose(release, newest)]
+    wanted = show(*choose(release, newest))
     there = [cache.lookup(package.name, package.version) for package in wanted]
     if all(there):
         return [Fetched(entry, False) for entry in there if entry]
     with cache.writing() as folder:
         _check_room(folder, [p for p, entry in zip(wanted, there, strict=True) if not entry])
-        busybox = read_deb(download(show(BUSYBOX), folder, progress))
+        busybox = read_deb(download(*show(BUSYBOX), folder, progress))
         return [Fetched(entry, False) if entry else Fetched(store(read_deb(download(package, folder, progress)), busybox, progress), True)
                 for package, entry in zip(wanted, there, strict=True)]
 
