@@ -186,6 +186,6 @@ def _share(cell: Range, spans: Iterable[_Span], default: _Key) -> Iterator[_Span
         if other != key:
             if start > at:
                 yield at, start, key
-            at, key = max(at, start), other
+            at, key = start, other
     if at < cell[1]:
         yield at, cell[1], key

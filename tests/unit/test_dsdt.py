@@ -52,7 +52,14 @@ ODD = {
         bridge(bdf(64, 3, 0), 65, 66), stub(bdf(65, 5, 0), mem(0xA0000000, 1 << 24, 0, True), mem(0xB0000000, 1 << 12, 2)),
         stub(bdf(96, 0, 0), BarDescription(0, "io", 64, 0x3000)))),
     "inside a reserved entry": replace(PC, pci=(stub(bdf(0, 31, 5), mem(0xFE010000, 1 << 12)), stub(bdf(0, 31, 6), mem(0xFE000100, 256)),
-                                                stub(bdf(0, 31, 7), mem(0xFE000200, 256)))),
+                                                stub(bdf(0, 31, 7), mem(0xFE000200, 256)), stub(bdf(0, 31, 1), mem(0xFE004000, 1 << 14)),
+                                                stub(bdf(0, 31, 2), mem(0xFE004100, 256)))),
+    "a bridge's window inside a reserved entry": replace(PC, ecam=None, pci=(
+        bridge(bdf(0, 2, 0), 1, 1), stub(bdf(1, 0, 0), mem(0xF8100000, 1 << 16)), bridge(bdf(0, 3, 0), 60, 100))),
+    "more buses than the configuration window has": replace(PC, pci=(bridge(bdf(0, 3, 0), 60, 100), stub(bdf(60, 0, 0), mem(None, 4096)))),
+    "RAM beyond the processor's reach": replace(PC, ram_runs=((0, 2 * GIB), (1025 * GIB, 1026 * GIB)), host_address_width=42,
+                                                e820=(*E820[:-1], E820Entry(1025 * GIB, 1026 * GIB, 1)),
+                                                pci=(stub(bdf(0, 1, 0), mem(16 * GIB, GIB)),)),
     "at the border of a reserved entry": replace(PC, pci=(
         stub(bdf(0, 31, 5), mem(0xFE010000, 1 << 12)), stub(bdf(0, 31, 6), mem(0xFE011000, 256)))),
     "above 4 GiB": replace(PC, ecam=EcamDescription(8 * GIB), pci=(

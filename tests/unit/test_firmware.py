@@ -121,7 +121,7 @@ def test_what_a_console_shows() -> None:
 [0x3f00040, 0x3f00154) FACP
 [0x3f00160, 0x3f001ba) APIC
 [0x3f001c0, 0x3f001fc) MCFG
-[0x3f00200, 0x3f0047e) DSDT
+[0x3f00200, 0x3f00476) DSDT
 [0x3f00480, 0x3f004c0) FACS"""
 
 
