@@ -1,19 +1,20 @@
 """Power-on, core and guest, and how a run ends: what happens on the machine's own thread."""
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 from . import outcome, stepping
 from .engine import Abandoned, Engine
 from .errors import Unreadable
-from .guestimage import command_line
+from .guestimage import PROMPT, command_line, is_linux
 from .inspect.steps import ExitStep
-from .machine.cpu import StopKind
+from .machine.cpu import Stop, StopKind
 from .machine.journal import PHASE_NS
 from .machine.partition import Partition
 from .machine.pc import Pc
-from .phases import Phases
+from .phases import Phases, Progress, stage_of
 from .run import Run
-from .spec.linuxboot import Elf
+from .spec.linuxboot import Elf, Kernel
 from .twoguests import Residents
 from .vmm.config import Config
 from .vmm.core import Core
@@ -24,18 +25,38 @@ __all__ = ["Booting"]
 
 Early = Callable[[Pc], None]
 """Software that has the machine before the core."""
+BOOT_LIMIT = 600
+"""Seconds of virtual time in which a Linux must come to its shell: a controller's 60 s time-out may come several times, and hvlab's init
+waits 200 s for controllers to settle.  Idle time costs next to nothing."""
+LAST_WORDS = 5
+"""Seconds of virtual time that a kernel which panics gets to say why."""
+SECOND = 1_000_000_000
+"""Nanoseconds."""
+_KEPT = ("core", "exits", "residents", "ended", "awaited", "up", "late", "_stage", "_panicked")
+"""What of `Booting` a snapshot keeps."""
+_LINE = 500
+"""Bytes at the end of a console in which its last line lies."""
+
+
+class Past(Protocol):
+    """Who keeps what the machine was."""
+
+    def visit(self) -> None:
+        """The machine stands where it can be held, on its own thread."""
+        ...
 
 
 class Booting:
     """A PC from boot to boot, at work on the engine's thread; `new_run(config, number)` makes the `Run` of each.
 
     `run`, `core`, `exits`, `residents` are of the current boot, the `boots`-th.  `phase` is what is under way, None where nothing is;
-    `up` whether its guest has once come to rest; `ended` how it ended, None while a guest could go on.  `awaited` is the one of two
-    guests that somebody waits for.  With `to_exit` the machine stops behind the guest's next exit, which is `exit` then.
+    `up` whether its guest has once come to rest; `ended` how it ended, None while a guest could go on; `late` whether it last came to rest
+    because its time was over.  `guest` is what was loaded.  `awaited` is the one of two guests that somebody waits for.  With `to_exit` the
+    machine stops behind the guest's next exit, which is `exit` then.
     """
 
     def __init__(self, pc: Pc, engine: Engine, new_run: Callable[[Config, int], Run]):
-        self.pc, self.engine, self._new_run = pc, engine, new_run
+        self.pc, self.engine, self.new_run = pc, engine, new_run
         self.run: Run | None = None
         self.core: Core | None = None
         self.exits: Exits | None = None
@@ -44,39 +65,50 @@ class Booting:
         self.awaited: int | None = None
         self.boots = 0
         self.phase: str | None = None
-        self.up = self.to_exit = False
+        self.up = self.to_exit = self.late = False
         self.exit: ExitStep | None = None
-        self._guest: Elf | None = None
+        self.guest: Elf | Kernel | None = None
+        self._stage: str | None = None
+        self._panicked = False
+        self._worked = 0.0
+        self._since: float | None = None
+        self.history: Past | None = None
         pc.on_line = self._on_line
 
-    def start(self, config: Config, guest: Elf, early: Early | None = None) -> None:
+    def start(self, config: Config, guest: Elf | Kernel, early: Early | None = None) -> None:
         """Begins a boot on the engine's thread."""
         self.engine.start(lambda: self._work(lambda: self._boot(config, guest, early)))
 
-    def go_on(self) -> None:
-        """Lets a machine that is at rest run on."""
-        self.engine.start(lambda: self._work(self._go))
+    def go_on(self, stopped: bool = False) -> None:
+        """Lets a machine that is at rest run on; with `stopped` it stands at its first gate."""
+        self.engine.start(lambda: self._work(self._go), stopped)
 
     def _work(self, begin: Callable[[], None]) -> None:
         """What the engine's thread does: `begin`, and a boot where a guest that was up resets the machine."""
+        self._since = self.engine.clock()
         try:
             begin()
-            while self.pc.reset_requested and self.up and self.run is not None and self._guest is not None:
+            while self.pc.reset_requested and self.up and self.run is not None and self.guest is not None:
                 self.phase = None
-                self._boot(self.run.config, self._guest)
+                self._boot(self.run.config, self.guest)
             if self.pc.reset_requested:
                 self.ended = outcome.Ending("guest-crash", "the guest reset the machine before it waited for input")
             self.up = self.ended is None
         finally:
-            self.phase = None
+            self.phase, self._worked, self._since = None, self._seconds(), None
 
-    def _boot(self, config: Config, guest: Elf, early: Early | None = None) -> None:
+    def _seconds(self) -> float:
+        """Seconds of work since power-on."""
+        since = self._since
+        return self._worked + (self.engine.clock() - since if since is not None else 0.0)
+
+    def _boot(self, config: Config, guest: Elf | Kernel, early: Early | None = None) -> None:
         phases = Phases(self.engine.clock)
         phases.enter("firmware")
         run = self._start_over(config)
         if early is not None:
             early(self.pc)
-        run.timings, self._guest = phases.seconds, guest
+        run.timings, self.guest = phases.seconds, guest
 
         def enter(phase: str) -> None:
             phases.enter(phase)
@@ -97,6 +129,7 @@ class Booting:
             self.pc.cpu.on_door = self._on_door
             if core.tiny and core.tiny.guest:
                 self.residents = Residents(self.pc, (self.exits, core.tiny.guest.exits), self._panic, self._over)
+            self._expect()
             enter("guest runs")
             self._go()
         phases.enter("")
@@ -107,10 +140,11 @@ class Booting:
             with self.engine.reading():
                 self.run.freeze()
             self.pc.power_on()
-        self.ended = self.exits = self.core = self.residents = self.awaited = None
-        self.up = False
+        self.ended = self.exits = self.core = self.residents = self.awaited = self._stage = None
+        self.up = self.late = self._panicked = False
+        self._worked, self._since = 0.0, self.engine.clock()
         self.boots += 1
-        self.run = self._new_run(config, self.boots)
+        self.run = self.new_run(config, self.boots)
         return self.run
 
     def _enter(self, phase: str) -> None:
@@ -124,18 +158,69 @@ class Booting:
         self.pc.journal.phase(phase, in_guest=phase == "guest runs")
         self.engine.gate(phase)
 
+    def _expect(self) -> None:
+        """A Linux never waits as the lab guest does: its shell has a prompt, and there is an end to its patience."""
+        if is_linux(self.guest):
+            self.pc.rest.prompt, self._stage = PROMPT, "kernel"
+            self.pc.rest.allow(BOOT_LIMIT * SECOND)
+
+    def _gate(self) -> None:
+        """The machine can be held here; where its past is kept, it may be that of now."""
+        self.engine.gate()
+        if self.history is not None:
+            self.history.visit()
+
     def _go(self) -> None:
         """Lets the processor run until there is nothing more to do."""
         self.phase = "guest runs"
         stop = None
         if self.residents is not None:
-            self.ended = self.residents.go(self.engine.gate, lambda: self.awaited) or self.ended
+            self.ended = self.residents.go(self._gate, lambda: self.awaited) or self.ended
         else:
-            stop = self.pc.run(self.engine.gate)
+            stop = self.pc.run(self._gate) or self._rested()
         if self.ended is None and stop is not None and not self.pc.reset_requested:
             self.ended = outcome.of_stop(stop)
         if self.core and not self.core.text_intact():
             self.ended = outcome.of_foreign_text(stop)
+
+    def _rested(self) -> Stop | None:
+        """The processor came to rest; one that let time pass at its prompt goes back to it.  Of a Linux, rest may be the end."""
+        rest = self.pc.rest
+        self.late = rest.late
+        back = rest.through_prompt and rest.at_prompt
+        rest.allow(None)
+        if back:
+            return self.pc.run(self._gate)
+        if is_linux(self.guest) and self.ended is None and not rest.at_prompt:
+            self._end_of_linux()
+        return None
+
+    def _end_of_linux(self) -> None:
+        """It has come to rest, and no shell waits."""
+        said = bytes(self.pc.serial).decode("latin-1").replace("\r", "")
+        if self._panicked:
+            self.ended = outcome.Ending("guest-crash", outcome.death_words(said))
+        elif self.up:
+            return
+        elif not self.late:
+            self.ended = outcome.Ending("guest-crash", f"the kernel waits for an interrupt that will not come{outcome.said_last(said)}")
+        else:
+            self.ended = outcome.Ending("guest-crash", f"no shell within {BOOT_LIMIT} s of virtual time{outcome.said_last(said)}")
+
+    def save(self) -> dict[str, Any]:
+        """What is kept of it, but for the machine, the run and the guest: for `take` of another, or of itself later."""
+        return {name: getattr(self, name) for name in _KEPT}
+
+    def take(self, kept: dict[str, Any]) -> None:
+        """Becomes what `save` gave.  The machine must be what it was, too."""
+        for name in _KEPT:
+            setattr(self, name, kept[name])
+
+    def forget(self) -> None:
+        """The machine is as it was before its first boot, and its last run gone."""
+        self.pc.power_on()
+        self.run = self.core = self.exits = self.residents = self.ended = self.awaited = self.guest = None
+        self.up = False
 
     # --- at an exit
 
@@ -156,8 +241,21 @@ class Booting:
 
     def _on_line(self, line: bytes) -> None:
         """The guest has printed a line."""
-        if outcome.is_ready(line.decode("latin-1")):
+        text = line.decode("latin-1")
+        if outcome.is_ready(text):
             self.pc.journal.guest_ready()
+        if self._stage is not None:
+            self._stage = stage_of(text, self._stage)
+            if outcome.panic_in(text):
+                self._panic_of_linux(text)
+
+    def _panic_of_linux(self, line: str) -> None:
+        """A kernel panics: it has said all with the line that says so, or is given up soon."""
+        if not self._panicked:
+            self._panicked = True
+            self.pc.rest.allow(LAST_WORDS * SECOND)
+        elif "end Kernel panic" in line:
+            self._end("guest-crash", outcome.death_words(bytes(self.pc.serial).decode("latin-1").replace("\r", "")))
 
     def _die(self, why: str) -> None:
         """Guest 1 cannot go on: the end of the run, unless there is another guest."""
@@ -181,6 +279,18 @@ class Booting:
         return self.ended is not None or self.pc.reset_requested
 
     # --- looking
+
+    @property
+    def linux(self) -> bool:
+        """Whether the guest is a Linux."""
+        return is_linux(self.guest)
+
+    @property
+    def progress(self) -> Progress:
+        """How far the current boot has come; from any thread, while it runs, too."""
+        phase = f"guest: {self._stage}" if self.phase == "guest runs" and self._stage else self.phase
+        line = bytes(self.pc.serial[-_LINE:]).decode("latin-1").replace("\r", "").rstrip("\n").rpartition("\n")[2]
+        return Progress(phase, self.pc.clock.now, self._seconds(), self.pc.cpu.meter.total, line)
 
     def ended_for(self, guest: int) -> outcome.Ending | None:
         """How the run ended for guest 1 or 2; None while that one could go on."""

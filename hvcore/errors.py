@@ -27,6 +27,14 @@ class BadSource(HvlabError):
     """A memory dump, or a running machine, that cannot be looked at."""
 
 
+class Overdue(HvlabError):
+    """A command in the guest that had not ended when its time was over; `output` is what it had printed until then."""
+
+    def __init__(self, what: str, output: str):
+        super().__init__(what)
+        self.output = output
+
+
 class BadTable(HvlabError):
     """A firmware table whose bytes do not fit its format (length, checksum, a structure of length 0)."""
 

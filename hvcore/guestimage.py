@@ -1,13 +1,25 @@
-"""The guest that hvlab ships, and what its loader tells it."""
+"""What can be booted as the guest: the lab guest that hvlab ships, or a Linux; and what its loader tells it."""
 
-from .errors import BadMachine
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import BadConfig, BadMachine, quoted
 from .machine.description import MachineDescription
 from .sources import images_dir
-from .spec.linuxboot import Elf, load_elf
+from .spec.linuxboot import Elf, Kernel, load_elf
 
-__all__ = ["command_line", "lab_guest"]
+if TYPE_CHECKING:
+    from .linux import LinuxImage
+
+__all__ = ["PROMPT", "choose_guest", "command_line", "is_linux", "lab_guest", "linux_guest"]
 
 COMMAND_LINE = "console=ttyS0,115200"
+LINUX_COMMAND_LINE = "earlyprintk=serial,ttyS0,115200 mitigations=off tsc_early_khz=2000000 rdinit=/init"
+"""What every Linux is told besides.  Its clock is the TSC, which is virtual time at 2 GHz; the processor has no leaks to mitigate."""
+PROMPT = b"lab# "
+"""What the shell of hvlab's initramfs prints when it takes a command."""
 
 
 def lab_guest() -> Elf:
@@ -18,8 +30,65 @@ def lab_guest() -> Elf:
     return load_elf(path.read_bytes())
 
 
+def linux_guest(image: "LinuxImage", words: str = "") -> Kernel:
+    """A Linux as the loader takes it; `words` come last on its command line, where they count most."""
+    return Kernel(image.elf, image.setup_header, image.initrd, f"{LINUX_COMMAND_LINE} {words}".strip())
+
+
+def is_linux(guest: Elf | Kernel | None) -> bool:
+    """Whether a guest is a Linux: its kernel's file had a setup header, which the lab guest's has not."""
+    return isinstance(guest, Kernel) and bool(guest.setup_header)
+
+
+def choose_guest(guest: Any = None, kernel: Any = None, initrd: Any = None, words: str | None = None) -> Elf | Kernel:
+    """The guest that `Machine.boot` was asked for: by name, as an image, or as files.  Raises BadConfig, or BadMachine for the files.
+
+    `words` are added to the kernel's command line.
+    """
+    if words is not None and not isinstance(words, str):
+        raise BadConfig(f"command_line takes text for the kernel, as in command_line='nvme_core.admin_timeout=5', not {quoted(words)}")
+    by_name = _linux_by_name(guest, kernel, initrd)
+    if by_name is not None:
+        return linux_guest(by_name, words or "")
+    if kernel is not None or initrd is not None:
+        raise BadConfig("kernel and initrd are files of a Linux: give them with guest='linux'")
+    chosen = _as_given(guest)
+    if not words:
+        return chosen
+    loaded = chosen if isinstance(chosen, Kernel) else Kernel(chosen)
+    return replace(loaded, command_line=f"{loaded.command_line} {words}".strip())
+
+
+def _linux_by_name(guest: Any, kernel: Any, initrd: Any) -> "LinuxImage | None":
+    """`linux`, the newest of the cache, or `linux-6.1`; None where it is not asked for by name."""
+    name = "linux" if guest is None and kernel is not None else guest
+    if not isinstance(name, str) or name.partition("-")[0] != "linux":
+        return None
+    from .linux import linux_image
+    return linux_image(name.partition("-")[2] or None, _path(kernel, "kernel"), _path(initrd, "initrd"))
+
+
+def _path(given: Any, what: str) -> Path | None:
+    if given is not None and not isinstance(given, str | PathLike):
+        raise BadConfig(f"{what} is the path of a file, not {quoted(given)}")
+    return None if given is None else Path(given)
+
+
+def _as_given(guest: Any) -> Elf | Kernel:
+    if guest is None or guest == "lab":
+        return lab_guest()
+    if isinstance(guest, Elf | Kernel):
+        return guest
+    if isinstance(guest, str):
+        raise BadConfig(f"there is no guest {quoted(guest)}: give 'lab', 'linux', or 'linux-6.1' for a release of the cache")
+    from .linux import LinuxImage
+    if isinstance(guest, LinuxImage):
+        return linux_guest(guest)
+    raise BadConfig(f"{quoted(guest)} is no guest: give 'lab', 'linux', a LinuxImage, a Kernel or an Elf")
+
+
 def command_line(machine: MachineDescription) -> str:
-    """What the loader tells the guest; `pci=lastbus=` where there are buses to which no bridge leads, as on machines of two sockets."""
+    """What the loader tells every guest; `pci=lastbus=` where there are buses to which no bridge leads, as on machines of two sockets."""
     first = [f for f in machine.pci if not f.segment]
     behind = {bus for f in first if f.subordinate for bus in range(f.secondary, f.subordinate + 1)}
     roots = {f.source >> 8 for f in first} - behind - {0}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from .machine.cpu import Stop, StopKind
 
-__all__ = ["OUTCOMES", "Ending", "is_ready", "of_console", "of_foreign_text", "of_guests", "of_stop"]
+__all__ = ["OUTCOMES", "Ending", "death_words", "is_ready", "of_console", "of_foreign_text", "of_guests", "of_linux", "of_stop", "panic_in",
+           "said_last"]
 
 OUTCOMES = {
     "up": "the guest runs and its disk answers",
@@ -20,6 +21,14 @@ _FROM_BEST_TO_WORST = ("up", "running", *[name for name in OUTCOMES if name != "
 _READY = re.compile(r"^lab: ready", re.MULTILINE)
 _LOST = re.compile(r"nvme nvme0: (Removing after probe failure.*|Device not ready; aborting.*|.*disabled?, .*)")
 _TIMEOUT = re.compile(r"nvme nvme0: (I/O \d+ QID \d+ timeout.*)")
+
+_LINUX_LOST = re.compile(r"nvme [\w:.]+: (?:I/O .* timeout, (?:disable|reset) controller|Identify Controller failed.*|Device not ready.*"
+                         r"|Removing after probe failure.*|Disabling device after reset failure.*|probe with driver nvme failed.*"
+                         r"|controller is down.*)|lab: nvme.* cannot be read|lab: an NVMe controller has not settled.*")
+_LINUX_HAS = re.compile(r"nvme nvme\d+: \d+/\d+/\d+ default/read/poll queues|lab: (nvme\S+): md5 of .*")
+_READ = re.compile(r"^lab: nvme\S+: md5 of ", re.MULTILINE)
+_PANIC = re.compile(r"Kernel panic - not syncing: [^\n]*")
+_BEFORE_PANIC = re.compile(r"\b(?:BUG: |Oops: )[^\n]*")
 
 
 @dataclass(frozen=True)
@@ -72,3 +81,41 @@ def of_console(text: str, first_fault: str | None) -> Ending:
     if "nvme nvme0:" not in text:
         return Ending("up", "the guest's monitor is ready; it found no NVMe controller")
     return Ending("up", "the guest's monitor is ready and its disk was read and checked")
+
+
+def of_linux(text: str, first_fault: str | None) -> Ending:
+    """A Linux at rest: what its kernel and its init printed, in `text` with lines that end in a line feed.  The disk is lost where the
+    newest word on it is a failure: a driver may be bound again.
+
+    `first_fault` describes the first fault a unit recorded, if any did.
+    """
+    if not is_ready(text):
+        return Ending("guest-crash", f"there is no shell{said_last(text)}")
+    before = max((m.end() for m in _LINUX_HAS.finditer(text)), default=0)
+    lost = [m[0].strip() for m in _LINUX_LOST.finditer(text, before)]
+    if lost:
+        said = f"the guest says: {'; '.join(dict.fromkeys(lost))}"
+        return Ending("disk-lost", f"{first_fault}; {said}" if first_fault else said)
+    if _READ.search(text):
+        return Ending("up", "the guest's shell is ready and its disk was read")
+    if "nvme nvme" in text:
+        return Ending("disk-lost", "the kernel found an NVMe controller, and no disk that could be read came of it")
+    return Ending("up", "the guest's shell is ready; its kernel found no NVMe controller")
+
+
+def panic_in(line: str) -> bool:
+    """Whether a line on the console is a Linux's panic."""
+    return bool(_PANIC.search(line))
+
+
+def death_words(text: str) -> str:
+    """What a Linux that has panicked said of it: what went before, if it was a bug, and the panic's own words."""
+    panic = _PANIC.search(text)
+    before = _BEFORE_PANIC.search(text, 0, panic.start() if panic else len(text))
+    return "; ".join(m[0].strip() for m in (before, panic) if m)
+
+
+def said_last(text: str) -> str:
+    """The last line of a console, as the end of a sentence; nothing where there is none."""
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    return f"; its console ends with: {last}" if last else ", and its console is empty"

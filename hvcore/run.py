@@ -70,6 +70,11 @@ class Run:
     def _core_now(self) -> Core | None:
         return self.core
 
+    def put_back(self, core: Core | None) -> None:
+        """The machine is what it was at an earlier moment of this run; `core` is that moment's."""
+        self.core = core
+        follow(self._machine.pc.writes, self._core_now)
+
     # --- reading
 
     def _read(self, name: str, read: Callable[[], T]) -> T:
@@ -109,7 +114,8 @@ class Run:
         return outcome.of_guests([(r.number, self._fate(r)) for r in self._machine.residents])
 
     def _of_console(self, text: str, faults: list[Fault]) -> outcome.Ending:
-        return outcome.of_console(text, _sentence(faults[0]) if faults else None)
+        tell = outcome.of_linux if self._machine.linux else outcome.of_console
+        return tell(text, _sentence(faults[0]) if faults else None)
 
     def _fate(self, resident: Resident) -> outcome.Ending:
         """How one of two guests fares; a fault is of the guest whose domain the requester belongs to."""

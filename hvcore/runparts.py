@@ -13,6 +13,8 @@ from .twoguests import Residents
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .shell import Answer
+
 __all__ = ["Console", "Guest", "VmmMemory"]
 
 
@@ -37,6 +39,17 @@ class Bench(Protocol):
     def send(self, text: str, guest: int = 1) -> str:
         """Input for a guest; what it printed meanwhile."""
         ...
+
+    def shell(self, line: str, limit: float = 60) -> "Answer":
+        """What a Linux guest's shell says to a command."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Virtual time passes."""
+        ...
+
+    @property
+    def linux(self) -> bool: ...
 
     def still(self) -> AbstractContextManager[None]:
         """The machine stands still inside."""
@@ -88,6 +101,23 @@ class Guest:
         self._machine, self._number = machine, number
 
     def command(self, line: str) -> str:
-        """Types a line to the guest's monitor; returns its answer without echo and prompt.  Raises HvlabError where no guest listens."""
+        """Types a line to the guest's monitor, or to a Linux's shell; returns its answer without echo and prompt.
+
+        Raises HvlabError where no guest listens.
+        """
+        if self._machine.linux:
+            return self.shell(line)
         text = self._machine.send(line + "\n", self._number).replace("\r", "")
         return text.partition("\n")[2].removesuffix("lab> ").strip("\n")
+
+    def shell(self, line: str, limit: float = 60) -> "Answer":
+        """Lets a Linux guest's shell carry out a command: what it printed, with its exit status as `.status`.
+
+        After `limit` seconds of virtual time (or 60 of wall time) it is ended by Ctrl-C: Overdue, which says what was printed until then.
+        Raises HvlabError where there is no shell that takes a command.
+        """
+        return self._machine.shell(line, limit)
+
+    def wait(self, seconds: float) -> None:
+        """Lets so many seconds of virtual time pass."""
+        self._machine.wait(seconds)

@@ -17,15 +17,17 @@ from . import outcome
 from .booting import Booting
 from .control import Control, Watch
 from .engine import Engine
-from .errors import BadConfig
-from .guestimage import command_line, lab_guest
+from .errors import BadConfig, HvlabError
+from .guestimage import choose_guest, command_line, is_linux, lab_guest
 from .inspect.records import Records, html_table
 from .inspect.steps import ExitStep, Registers, Step
 from .machine.description import MachineDescription
 from .machine.pc import Pc
+from .phases import Progress
 from .run import Run
+from .shell import Answer, Shell
 from .sources import load
-from .spec.linuxboot import Elf
+from .spec.linuxboot import Elf, Kernel
 from .spec.pci import format_bdf
 from .twoguests import Residents
 from .vmm.config import POLICIES, Config
@@ -33,9 +35,11 @@ from .vmm.core import Core
 from .vmm.exits import Exits
 
 if TYPE_CHECKING:
+    from .snapshot import Moment
     from os import PathLike
 
     from .attack import Attack, Scenario
+    from .linux import LinuxImage
 
 __all__ = ["Machine", "command_line", "lab_guest"]
 
@@ -114,25 +118,39 @@ class Machine:
 
     # --- booting
 
-    def boot(self, config: Config | None = None, progress: Callable[[str], None] | None = None, guest: Elf | None = None, *,
-             limit: float | None = None, watch: Watch | None = None, early: Callable[[Pc], None] | None = None) -> Run:
+    def boot(self, config: Config | None = None, progress: Callable[[str], None] | None = None,
+             guest: "str | Elf | Kernel | LinuxImage | None" = None, *, limit: float | None = None, watch: Watch | None = None,
+             early: Callable[[Pc], None] | None = None, kernel: str | Path | None = None, initrd: str | Path | None = None,
+             command_line: str | None = None) -> Run:
         """Power on, core, guest, until the guest waits for input or something ends or stops it.  The run before is kept as it stood.
 
+        `guest` is `lab` (also None), `linux` for the newest that `hvlab linux fetch` brought, `linux-6.1` for one of them, or an image.
+        `kernel` and `initrd` are files of a Linux of one's own; `command_line` is added to what the kernel is told.
         `progress` is told each phase, `watch` each phase and None every 50 ms, both on this thread.  After `limit` seconds of wall time (60
         if None, `math.inf` for never) the guest is given up.  `early` is software that has the machine before the core.  Ctrl-C, or what
         these raise, stops the machine, and it can go on.
         Stopped before power-on it still has its last run, which is returned.
-        Raises BadMachine where the machine cannot hold the guest at all, BadConfig for what is no Config.
+        Raises BadMachine where the machine cannot hold the guest at all, BadConfig for what is no Config or no guest.
         """
         config = Config() if config is None else config
         if not isinstance(config, Config):
             raise BadConfig(f"boot takes a Config, as in boot(Config(VTD_TRANS=False)), not {config!r}")
-        return self._control.boot(config, guest or lab_guest(), progress, WALL_LIMIT if limit is None else limit, watch, early)
+        chosen = choose_guest(guest, kernel, initrd, command_line)
+        if is_linux(chosen):
+            self._must_bear_linux(config)
+        return self._control.boot(config, chosen, progress, WALL_LIMIT if limit is None else limit, watch, early)
+
+    def _must_bear_linux(self, config: Config) -> None:
+        if self._pc.cpu.state is None:
+            raise HvlabError("a Linux needs parts of the emulator that lie elsewhere in this version of it: install unicorn 2.1.2 to 2.1.4 "
+                             "for x86-64, or boot the lab guest")
+        if config.TINYVISOR:
+            raise BadConfig("TINYVISOR=y takes two lab guests, no Linux: set TINYVISOR=n")
 
     def reboot(self, progress: Callable[[str], None] | None = None, **options: Any) -> Run:
-        """The same machine from power-on, with options changed: `m.reboot(VTD_TRANS=False)`."""
+        """The same machine from power-on with the same guest, with options changed: `m.reboot(VTD_TRANS=False)`."""
         config = self.run.config if self.run else Config()
-        return self.boot(config.change(**options), progress)
+        return self.boot(config.change(**options), progress, self.guest)
 
     @property
     def policies(self) -> Mapping[str, Config]:
@@ -180,6 +198,21 @@ class Machine:
     def phase(self) -> str | None:
         """The phase of the boot that is under way; None where nothing is."""
         return self._booting.phase
+
+    @property
+    def progress(self) -> Progress:
+        """How far the machine has come: phase, virtual and wall time, instructions, last line; from any thread, while it runs, too."""
+        return self._booting.progress
+
+    @property
+    def guest(self) -> Elf | Kernel | None:
+        """What was loaded as the guest of the current run; None before the first boot."""
+        return self._booting.guest
+
+    @property
+    def linux(self) -> bool:
+        """Whether the guest of the current run is a Linux."""
+        return self._booting.linux
 
     # --- control
 
@@ -241,6 +274,17 @@ class Machine:
         """
         return self._control.send(text, guest, WALL_LIMIT if limit is None else limit, watch)
 
+    def shell(self, line: str, limit: float = 60, *, wall: float | None = None, watch: Watch | None = None) -> Answer:
+        """Lets the shell of a Linux guest carry out a command: `m.shell("dmesg | grep nvme")`, as `run.guest.shell`.
+
+        `limit` is seconds of virtual time, `wall` of wall time (60 if None).
+        """
+        return Shell(self._control).run(line, limit, WALL_LIMIT if wall is None else wall, watch)
+
+    def wait(self, seconds: float, *, wall: float | None = None, watch: Watch | None = None) -> None:
+        """Lets `seconds` of virtual time pass for the guest, as `run.guest.wait`."""
+        self._control.wait(seconds, WALL_LIMIT if wall is None else wall, watch)
+
     # --- looking
 
     def lens(self, address: int) -> Any:
@@ -271,6 +315,36 @@ class Machine:
         snapshot.load(self, path)
         return self._control.current
 
+    def keep_history(self, every_ms: float | None = 10, most: int = 1 << 30) -> None:
+        """From now on keeps light snapshots in memory, to `rewind` to: one every `every_ms` milliseconds of virtual time while the guest
+        runs; None for those only that `remember` keeps.  All together take about `most` bytes; then the oldest go.  0 forgets them all.
+
+        Raises HvlabError for what is no duration.
+        """
+        from . import snapshot
+        snapshot.keep_history(self, every_ms, most)
+
+    def remember(self, what: str = "asked for") -> "Moment":
+        """Keeps the moment that is now, for `rewind`.  Raises HvlabError where there is no guest yet."""
+        from . import snapshot
+        return snapshot.remember(self, what)
+
+    @property
+    def snapshots(self) -> "Records[Moment]":
+        """The moments of the current run that `rewind` can go back to."""
+        from . import snapshot
+        return snapshot.moments(self)
+
+    def rewind(self, to: object = None) -> "Moment":
+        """Goes back to a moment of `snapshots`; with a virtual time in nanoseconds, or a record of `run.faults`, `run.dma` or `run.history`,
+        to the last one before that; with None to the last one before now.  The moments after it are gone.
+
+        The machine is stopped there (or waits, where it did) and can go on, be stepped or changed; nothing else done to it, going on repeats
+        what was.  Raises HvlabError where no such moment is kept.
+        """
+        from . import snapshot
+        return snapshot.rewind(self, to)
+
     # --- lifetime
 
     @property
@@ -278,11 +352,11 @@ class Machine:
         """What happens on the machine's own thread."""
         return self._booting
 
-    def settle(self) -> None:
-        """The machine comes to rest for good, and its last run is frozen: its memory is about to be another's."""
+    def settle(self, freeze: bool = True) -> None:
+        """The machine comes to rest for good, and with `freeze` its last run is kept as it stands: its memory is about to be another's."""
         self._engine.stop()
         self._control.give_up()
-        if self.run is not None:
+        if freeze and self.run is not None:
             self.run.freeze()
 
     def close(self) -> None:

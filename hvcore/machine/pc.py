@@ -247,7 +247,7 @@ class Pc:
         where the guest is at rest."""
         while self.interrupts.pending() is None and not self.cpu.stopping:
             gate()
-            if self.rest.idle or self.rest.late or not self.clock.skip():
+            if self.rest.halted() or not self.clock.skip():
                 return False
         self.halted = False
         return True
@@ -266,7 +266,7 @@ class Pc:
         """Whether the processor halts and no interrupt waits for it, and its shell, if it has one, asks for input; of two, both."""
         if self.schedule is not None:
             return all(waits(seat) for seat in self.schedule.seats)
-        return self.halted and self.interrupts.pending() is None and (self.rest.prompt is None or self.rest.asking)
+        return self.halted and self.interrupts.pending() is None and (self.rest.prompt is None or self.rest.at_prompt)
 
     def type(self, data: bytes) -> None:
         """Input on COM1."""

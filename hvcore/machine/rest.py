@@ -1,51 +1,50 @@
-"""When a guest comes to rest though its timers go on for ever: its shell waits for a line, or the time that it was given is over.
-
-A shell is known to wait by what it prints.  busybox's line editor asks the terminal for its cursor (`ESC [ 6 n`) whenever it begins to wait
-and nothing was typed ahead: that is looked for, so that a line of the kernel's behind a prompt does not hide it, and what a program prints
-is not taken for one.  Where a shell never asks, its console must end with the prompt.
-"""
+"""When a guest comes to rest though its timers go on for ever: its shell waits for a command, or the time that it was given is over."""
 
 from collections.abc import Callable
 
 from .clock import Clock, Timer
+from .printed import Printed
 
-__all__ = ["ASKS", "Rest"]
-
-ASKS = b"\x1b[6n"
-"""Device Status Report: where is the cursor?  (ECMA-48, section 8.3.35.)"""
+__all__ = ["Rest"]
 
 
 class Rest:
     """What a guest waits for, in the time of `clock`; `pause` is called when its time is over.
 
-    `prompt` is that of its shell, None for a guest without one, which is at rest when nothing could wake it.  `asking` says whether the
-    shell waits for input, `at_prompt` whether for a new command; with `through_prompt` the machine goes on nevertheless.  `late` says
-    whether the time that `allow` gave is over.
+    `prompt` is that of its shell, None for a guest without one, which is at rest when nothing could wake it.  `at_prompt` says whether the
+    shell takes a command: its prompt is the last thing on the console but for lines of the kernel, which begin with a bracket and come
+    when they like; once the processor has halted there, whatever comes.  With `through_prompt` the machine goes on nevertheless.  `late`
+    says whether the time that `allow` gave is over; `said` is what was printed since somebody last typed.
     """
 
     def __init__(self, clock: Clock, pause: Callable[[], None]):
         self._clock, self._pause = clock, pause
         self.prompt: bytes | None = None
-        self.asking = self.at_prompt = self.late = self.through_prompt = False
-        self._asks = False
+        self.at_prompt = self.late = self.through_prompt = False
+        self.said = Printed()
         self._tail = b""
+        self._begins = self._settled = False
         self._timer: Timer | None = None
 
     def sent(self, data: bytes) -> None:
         """The guest has printed something."""
-        if self.prompt is None:
-            return
-        self._tail = (self._tail + data)[-len(self.prompt) - len(ASKS):]
-        if self._tail.endswith(ASKS):
-            self._asks = self.asking = True
-            self.at_prompt = self._tail[:-len(ASKS)].endswith(self.prompt)
-        elif not self._asks:
-            self.asking = self.at_prompt = self._tail.endswith(self.prompt)
+        if self.prompt is not None:
+            self.said.put(data)
+            for byte in data:
+                self._sent(byte)
+
+    def _sent(self, byte: int) -> None:
+        self._tail = (self._tail + bytes((byte,)))[-len(self.prompt or b""):]
+        if self._tail == self.prompt:
+            self.at_prompt = self._begins = True
+        elif self.at_prompt and not self._settled:
+            self.at_prompt = not self._begins or byte == _BRACKET
+            self._begins = byte == _LINE_FEED
 
     def typed(self) -> None:
         """There is input for the guest."""
-        self.asking = self.at_prompt = False
-        self._tail = b""
+        self.at_prompt = self._settled = False
+        self.said, self._tail = Printed(), b""
 
     def allow(self, duration: int | None, through_prompt: bool = False) -> None:
         """From now on the guest has `duration` nanoseconds of virtual time; None for as long as it takes."""
@@ -58,7 +57,10 @@ class Rest:
         self._timer, self.late = None, True
         self._pause()
 
-    @property
-    def idle(self) -> bool:
-        """Whether a processor that halts has nothing to do but to wait for somebody who types."""
-        return self.asking and not self.through_prompt
+    def halted(self) -> bool:
+        """The processor halts; whether it has nothing more to do, because its time is over or because it waits for somebody who types."""
+        self._settled = self.at_prompt
+        return self.late or self.at_prompt and not self.through_prompt
+
+
+_BRACKET, _LINE_FEED = b"[\n"
