@@ -14,7 +14,7 @@ from ..spec.e820 import E820Entry
 from ..spec.linuxboot import Elf, Kernel
 from ..spec.pci import format_bdf
 from ..spec.svm import ControlArea
-from . import dmar, iommu, messages, nested, passthrough, protection, storage
+from . import dmar, ioapic, iommu, irte, messages, nested, passthrough, protection, storage
 from .config import Config
 from .exits import GUARDED_MSRS, Exits
 from .guest import GuestStart, load_guest
@@ -60,6 +60,7 @@ class Core:
         self.boot_params: int | None = None
         self.heap: Heap | None = None
         self.passed: passthrough.Passed | None = None
+        self.ioapics: tuple[dmar.NamedIoApic, ...] = ()
         self.traps: list[Trap] = []
         self.pollers: list[Callable[[], None]] = []
         self.tiny: TinyVisor | None = None
@@ -141,6 +142,7 @@ class Core:
             units = dmar.parse_by_the_book(self.memory, address, with_aliases(self.bus, find_devices(self.bus)), self.console)
         if self.config.DMAR_PASS_THROUGH and self.base is not None:
             self.passed = passthrough.install(self.memory, self.bus, address, e820, (self.base, self.base + self.size), self.console)
+        self.ioapics = dmar.named_ioapics(self.memory, address)
         dmar.zap(self.memory, address, 4)
         if self.config.DISABLE_VTD and not self.config.VTD_TRANS:
             for unit in units:
@@ -176,7 +178,8 @@ class Core:
         self.progress("iommu on")
         if self.config.INTERRUPT_REMAPPING:
             protection.block_interrupts(unit)
-            self.traps += messages.trap_tables(unit, functions)
+            entries = irte.EntryTables(unit)
+            self.traps += ioapic.trap_ioapics(entries, functions, self.ioapics) + messages.trap_tables(entries, functions)
         unit.setup(iommu.Domain(0, levels, root), functions, "SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS, others)
         if self.config.EARLY_PROTECTION:
             protection.open_up(unit)

@@ -15,7 +15,8 @@ from ..spec.pci import bdf
 from .pci import Function
 from .platform import Console
 
-__all__ = ["Unit", "find_dmar", "matched_unit", "parse_by_the_book", "parse_dmar_bios_report", "zap"]
+__all__ = ["NamedIoApic", "Unit", "find_dmar", "matched_unit", "named_ioapics", "parse_by_the_book", "parse_dmar_bios_report", "target",
+           "zap"]
 
 _DRHD, _FIRST_STRUCTURE, _HOST_ADDRESS_WIDTH = 0, 48, 36
 
@@ -29,6 +30,14 @@ class Unit:
     segment: int
     include_pci_all: bool
     devices: frozenset[int]
+
+
+@dataclass(frozen=True)
+class NamedIoApic:
+    """An I/O APIC's scope, of the unit whose registers are at `unit` (host-physical)."""
+
+    unit: int
+    scope: Scope
 
 
 def find_dmar(memory: Memory) -> int | None:
@@ -116,19 +125,34 @@ def parse_by_the_book(memory: Memory, address: int, functions: list[Function], c
 
 
 def _covered(scope: Scope, functions: list[Function]) -> list[int]:
-    """The functions that one scope covers: its path is walked bridge by bridge, by their secondary bus numbers.
+    """The functions that one scope covers: what its path leads to, and all behind it where that is a bridge and the scope says so."""
+    at = target(scope, functions)
+    bridges = {f.source: f for f in functions if f.bridge}
+    below = bridges.get(at) if at is not None and scope.type == ScopeType.BRIDGE else None
+    return [f.source for f in functions if f.source == at or below and below.secondary <= f.source >> 8 <= below.subordinate]
 
-    None where a step of the path is no function (a device above 31, a function above 7).
+
+def target(scope: Scope, functions: list[Function]) -> int | None:
+    """The requester id that a scope's path leads to, bridge by bridge, by their secondary bus numbers.
+
+    None where a step of the path is no function (a device above 31, a function above 7) or leads through a bridge that is not there.
     """
     if not scope.path or any(device > 31 or function > 7 for device, function in scope.path):
-        return []
+        return None
     bridges = {f.source: f for f in functions if f.bridge}
     bus = scope.start_bus
     for device, function in scope.path[:-1]:
         hop = bridges.get(bdf(bus, device, function))
         if hop is None:
-            return []
+            return None
         bus = hop.secondary
-    target = bdf(bus, *scope.path[-1])
-    below = bridges.get(target) if scope.type == ScopeType.BRIDGE else None
-    return [f.source for f in functions if f.source == target or below and below.secondary <= f.source >> 8 <= below.subordinate]
+    return bdf(bus, *scope.path[-1])
+
+
+def named_ioapics(memory: Memory, address: int) -> tuple[NamedIoApic, ...]:
+    """The I/O APICs that scopes of the table at `address` name, in its order; none where it cannot be read."""
+    try:
+        table = dmar.parse(memory.read(address, min(memory.read32(address + 4), acpi.LONGEST)))
+    except (BadTable, Unreadable):
+        return ()
+    return tuple(NamedIoApic(d.base, scope) for d in table.drhds for scope in d.scopes if scope.type == ScopeType.IOAPIC)

@@ -1,4 +1,4 @@
-"""Interrupt messages that the guest asks for, where the core remaps interrupts: MSI-X tables are answered here, in the device's place.
+"""MSI-X where the core remaps interrupts: tables are answered here, in the device's place.
 
 The guest writes the address and data of a vector as it would without a hypervisor.  They are kept in pages of the core's heap, where the
 guest reads them back; the device gets the index of an entry of the unit's interrupt remapping table in their place, and the entry lets this
@@ -12,24 +12,21 @@ from dataclasses import dataclass
 
 from ..machine.bus import Bus
 from ..machine.memory import PAGE, Memory
-from ..spec import pci, vtd
+from ..spec import pci
 from ..spec.bits import align_down, align_up
-from ..spec.interrupts import FORMAT, IRTE_HIGH, IRTE_LOW, MSI_ADDRESS, MSI_DATA, REMAPPABLE_ADDRESS, DeliveryMode, SourceCheck
+from ..spec.interrupts import FORMAT, REMAPPABLE_ADDRESS
 from ..spec.pci import format_bdf
 from .dmar import Unit, matched_unit
 from .iommu import Iommu
+from .irte import EntryTables, entry_for, remaps
 from .mmio import Trap
 from .nested import REACH
 from .pci import Function, capability, requesters
 from .platform import config_read
-from .protection import forget_interrupts
 
-__all__ = ["ENTRIES", "MessageTable", "trap_tables"]
+__all__ = ["MessageTable", "trap_tables"]
 
-ENTRIES = 1024
-"""Entries of each unit's interrupt remapping table."""
-_MSIX, _ENTRY, _LEAST_VECTOR = 0x11, 16, 16
-_IRTA = 0xB8
+_MSIX, _ENTRY = 0x11, 16
 
 
 @dataclass(frozen=True)
@@ -42,28 +39,25 @@ class _Found:
     vectors: int
 
 
-def trap_tables(iommu: Iommu, functions: list[Function]) -> list[Trap]:
+def trap_tables(entries: EntryTables, functions: list[Function]) -> list[Trap]:
     """A trap for the pages of every MSI-X table, with entries of the units' interrupt remapping tables for its vectors."""
-    seen = requesters(iommu.bus, functions)
-    used = dict.fromkeys(iommu.units, 0)
-    traps = []
-    for found in _tables(iommu, functions, seen):
-        first = used[found.unit]
-        if first + found.vectors > ENTRIES:
+    iommu, traps = entries.iommu, []
+    for found in _tables(iommu, functions, requesters(iommu.bus, functions)):
+        first = entries.take(found.unit, found.vectors)
+        if first is None:
             iommu.console.print(f"(IOMMU) no interrupt entries left for {format_bdf(found.source)}")
             continue
-        used[found.unit] += found.vectors
         kept = int(iommu.heap.alloc_pages(align_up(_ENTRY * found.vectors, PAGE) // PAGE)[0])
         iommu.memory.u8(kept, _ENTRY * found.vectors)[:] = 0
         start, end = align_down(found.start, PAGE), align_up(found.start + _ENTRY * found.vectors, PAGE)
-        traps.append(Trap(start, end, MessageTable(iommu, found.unit, found.source, start, found.start, found.vectors, first, kept)))
+        traps.append(Trap(start, end, MessageTable(entries, found.unit, found.source, start, found.start, found.vectors, first, kept)))
     return traps
 
 
 def _tables(iommu: Iommu, functions: Iterable[Function], seen: dict[int, int]) -> Iterator[_Found]:
     for function in functions:
         unit = matched_unit(iommu.units, seen.get(function.source, function.source))
-        at = capability(iommu.bus, function.source, _MSIX) if unit and vtd.ECAP.get(iommu.read64(unit, 0x10), "IR") else None
+        at = capability(iommu.bus, function.source, _MSIX) if unit and remaps(iommu, unit) else None
         if unit is None or at is None:
             continue
         vectors = (config_read(iommu.bus, function.source, at + 2, 2) & 0x7FF) + 1
@@ -86,8 +80,8 @@ class MessageTable:
     `first` is the table entry of the unit for vector 0, `kept` the host-physical address of what the guest wrote.
     """
 
-    def __init__(self, iommu: Iommu, unit: Unit, source: int, page: int, start: int, vectors: int, first: int, kept: int):
-        self.iommu, self.unit, self.source, self.page = iommu, unit, source, page
+    def __init__(self, entries: EntryTables, unit: Unit, source: int, page: int, start: int, vectors: int, first: int, kept: int):
+        self.entries, self.iommu, self.unit, self.source, self.page = entries, entries.iommu, unit, source, page
         self.start, self.vectors, self.first, self.kept = start, vectors, first, kept
 
     @property
@@ -125,23 +119,7 @@ class MessageTable:
     def _tell(self, vector: int) -> None:
         """The unit's entry first, its cache, then the device's own: until then the device has the old one."""
         index, at = self.first + vector, self.kept + _ENTRY * vector
-        low, high = entry_for(self._memory.read64(at), self._memory.read32(at + 8), self.source)
-        slot = (self.iommu.read64(self.unit, _IRTA) & vtd.ADDRESS) + _ENTRY * index
-        if (low, high) != (self._memory.read64(slot), self._memory.read64(slot + 8)):
-            self._memory.write64(slot, 0)
-            self._memory.write64(slot + 8, high)
-            self._memory.write64(slot, low)
-            forget_interrupts(self.iommu, self.unit)
+        self.entries.put(self.unit, index, entry_for(self._memory.read64(at), self._memory.read32(at + 8), self.source))
         address = REMAPPABLE_ADDRESS.make(HEAD=0xFEE, HANDLE=index & 0x7FFF, HANDLE15=index >> 15) | FORMAT
         for offset, word in ((0, address), (4, 0), (8, 0)):
             self.iommu.bus.write(self.start + _ENTRY * vector + offset, 4, word)
-
-
-def entry_for(address: int, data: int, source: int) -> tuple[int, int]:
-    """The interrupt remapping table entry (low, high) for a message that the guest wants of `source`; not present where that may not be."""
-    a, d = MSI_ADDRESS.decode(address), MSI_DATA.decode(data)
-    high = IRTE_HIGH.make(SVT=SourceCheck.REQUESTER, SID=source)
-    harmless = d["DLM"] in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY) and d["V"] >= _LEAST_VECTOR and not address & FORMAT
-    if a["HEAD"] != 0xFEE or address >> 32 or not harmless:
-        return 0, high
-    return IRTE_LOW.make(P=1, DST=a["DST"] << 8, V=d["V"], DLM=d["DLM"], TM=d["TM"], RH=a["RH"], DM=a["DM"]), high

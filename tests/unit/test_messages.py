@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hvcore import Config, Machine, inspect
 from hvcore.spec.interrupts import IRTE_HIGH, IRTE_LOW, DeliveryMode
-from hvcore.vmm.messages import entry_for
+from hvcore.vmm.irte import entry_for
 
 FIXED, VECTOR = 0xFEE00000, 0x51
 
@@ -75,8 +75,8 @@ def test_what_is_no_plain_interrupt_has_no_entry(drive, data):
 def test_an_entry_is_for_one_requester_only(drive):
     drive.program(FIXED, VECTOR)
     drive.enable()
-    assert drive.interrupts()
-    drive.say("dma w 0xfee00010 4 0")
+    index = drive.interrupts()[0].index
+    drive.say(f"dma w {0xfee00010 | index << 5:#x} 4 0")
     fault = drive.machine.run.faults[0]
     assert (fault.reason, fault.source) == (0x26, drive.machine.pc.root.find("edu")[0].source)
 
