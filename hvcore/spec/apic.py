@@ -4,13 +4,16 @@ chapter 16) and of the I/O APIC (Intel 82093AA data sheet; ICH9 data sheet, sect
 from .bits import Access, Field, Layout, Register, mask
 from .interrupts import MSI_ADDRESS, MSI_DATA
 
-__all__ = ["DFR", "DIVIDE", "ESR", "ICR", "IOAPIC_DIRECT", "IOAPIC_INDIRECT", "IOAPIC_PINS", "LOCAL", "LOCAL_APIC_ADDRESS", "LVT", "RTE",
-           "RTE_RESET", "SVR", "VECTORS", "divisor", "entry_message"]
+__all__ = ["APIC_BASE", "APIC_BASE_MSR", "DFR", "DIVIDE", "ESR", "ICR", "IOAPIC_DIRECT", "IOAPIC_INDIRECT", "IOAPIC_PINS", "LOCAL",
+           "LOCAL_APIC_ADDRESS", "LVT", "RTE", "RTE_RESET", "SVR", "divisor", "entry_message"]
 
 LOCAL_APIC_ADDRESS = 0xFEE00000
 """Where a processor finds its own local APIC's page after reset (IA32_APIC_BASE)."""
-VECTORS = 256
 IOAPIC_PINS = 24
+
+APIC_BASE_MSR = 0x1B
+APIC_BASE = Layout("IA32_APIC_BASE", (Field("BASE", 51, 12, "page number"), Field("EN", 11, 11), Field("EXTD", 10, 10, "x2APIC mode"),
+                                      Field("BSP", 8, 8, "boot processor")))
 
 LVT = Layout("LVT", (Field("MODE", 17, 17, "timer: 1 periodic"), Field("MASK", 16, 16), Field("TM", 15, 15, "trigger mode: 1 level"),
                      Field("REMOTE_IRR", 14, 14), Field("POLARITY", 13, 13, "1 active low"), Field("DS", 12, 12, "delivery status"),

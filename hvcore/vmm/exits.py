@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..machine.longmode import translate
 from ..spec import svm
+from ..spec.apic import APIC_BASE, APIC_BASE_MSR, LOCAL_APIC_ADDRESS
 from ..spec.svm import ControlArea, ExitCode, SaveArea, exit_name
 from .heap import Panic
 from .instruction import length_at_rip
@@ -14,8 +15,9 @@ from .vmcb import RFLAGS_IF, Vmcb
 
 __all__ = ["GUARDED_MSRS", "Exits", "GuestDead"]
 
-GUARDED_MSRS = (svm.EFER, svm.VM_CR, svm.VM_HSAVE_PA)
-"""MSRs by which a guest could leave its cage."""
+GUARDED_MSRS = (svm.EFER, svm.VM_CR, svm.VM_HSAVE_PA, APIC_BASE_MSR)
+"""MSRs by which a guest could leave its cage, or lay the local APIC over what it may not see."""
+APIC_BASE_VALUE = APIC_BASE.make(BASE=LOCAL_APIC_ADDRESS >> 12, EN=1, BSP=1)
 RAX, RCX, RDX, RBX = range(4)
 SVM_FEATURE_LEAF, SVM_LEAF, SVM_FEATURE = 0x80000001, 0x8000000A, 1 << 2
 DOUBLE_FAULT, GENERAL_PROTECTION, PAGE_FAULT, INVALID_OPCODE = 8, 13, 14, 6
@@ -110,6 +112,8 @@ class Exits:
     def msr(self, vmcb: Vmcb) -> None:
         """RDMSR or WRMSR of a guarded register."""
         number, write = vmcb.register(RCX) & 0xFFFF_FFFF, vmcb.get(ControlArea.EXITINFO1) & 1
+        if number == APIC_BASE_MSR:
+            return self._apic_base(vmcb, bool(write))
         if number != svm.EFER:
             return vmcb.inject_exception(GENERAL_PROTECTION, 0)
         efer = vmcb.get(SaveArea.EFER)
@@ -121,6 +125,16 @@ class Exits:
         if value & ~(svm.EFER_SCE | svm.EFER_LME | svm.EFER_LMA | svm.EFER_NXE):
             return vmcb.inject_exception(GENERAL_PROTECTION, 0)
         vmcb.set(SaveArea.EFER, value & ~svm.EFER_LMA | efer & svm.EFER_LMA | svm.EFER_SVME)
+        return vmcb.skip(2)
+
+    def _apic_base(self, vmcb: Vmcb, write: bool) -> None:
+        """IA32_APIC_BASE: the local APIC stays on and where it is; it may be written as it was."""
+        low, high = vmcb.register(RAX) & 0xFFFF_FFFF, vmcb.register(RDX) & 0xFFFF_FFFF
+        if write and (high << 32 | low) != APIC_BASE_VALUE:
+            return vmcb.inject_exception(GENERAL_PROTECTION, 0)
+        if not write:
+            vmcb.set_register(RAX, APIC_BASE_VALUE)
+            vmcb.set_register(RDX, 0)
         return vmcb.skip(2)
 
     def invd(self, vmcb: Vmcb) -> None:

@@ -19,6 +19,7 @@ from hvcore.session import Machine
 from hvcore.sources import load
 from hvcore.spec.apic import LOCAL_APIC_ADDRESS, RTE
 from hvcore.spec.interrupts import REMAPPABLE_ADDRESS
+from hvcore.spec.linuxboot import Elf, Segment
 from hvcore.spec.vtd import FaultReason
 from hvcore.vmm.config import Config
 
@@ -282,6 +283,18 @@ def test_the_second_processor_does_not_see_the_first_ones_apics(pc: Pc) -> None:
         assert bus.read(address, 4) == 0xFFFFFFFF and pc.bus.read(address, 4) != 0xFFFFFFFF
     bus.write(APIC + 0xF0, 4, 0x1FF)
     assert pc.bus.read(APIC + 0xF0, 4) == 0xFF
+
+
+# rdmsr of IA32_APIC_BASE to 0xe9 by its low word's bytes; wrmsr of the same; wrmsr of another page, which nobody's handler takes
+_APIC_BASE = "b91b0000000f32" + "e6e9c1e808" * 4 + "b91b0000000f32" + "0f30b03d" + "e6e9" + "0f32" + "0500100000" + "0f30f4"
+
+
+def test_the_guest_finds_its_apic_and_cannot_move_it() -> None:
+    guest = Elf(0x1000000, (Segment(0x1000000, bytes.fromhex(_APIC_BASE), 4096),))
+    with Machine.load("q35-2g") as machine:
+        run = machine.boot(Config(VTD_TRANS=False), guest=guest)
+        assert machine._pc.debug.endswith(b"\x00\x09\xe0\xfe=")
+        assert run.outcome == "guest-crash" and "exception 13" in run.why
 
 
 def test_a_unit_that_remaps_interrupts_judges_the_ioapic() -> None:
