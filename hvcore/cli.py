@@ -3,13 +3,14 @@
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .errors import BadConfig, BadMachine, HvlabError
+from .errors import BadConfig, BadMachine, HvlabError, Overdue
 from .linux.command import add_linux
 from .spec.bits import parse_number
 
@@ -71,7 +72,14 @@ def _parser() -> argparse.ArgumentParser:
 
     boot = add("boot", _boot, "Boots a machine and says how it went.")
     _add_machine(boot)
-    boot.add_argument("--command", action="append", default=[], metavar="LINE", help="then types a line into the guest's monitor")
+    boot.add_argument("--guest", metavar="NAME", help="lab (which comes with hvlab), linux (see `hvlab linux fetch`), or linux-6.1 for one "
+                      "of several")
+    boot.add_argument("--kernel", type=Path, metavar="FILE", help="a Linux of your own: a bzImage (vmlinuz) or vmlinux")
+    boot.add_argument("--initrd", type=Path, metavar="FILE", help="its initramfs (default: hvlab's own, with the shell that --command "
+                      "needs)")
+    boot.add_argument("--append", metavar="TEXT", help="is added to the kernel's command line")
+    boot.add_argument("--command", action="append", default=[], metavar="LINE", help="then types a line into the guest's monitor, or a "
+                      "Linux's shell")
     boot.add_argument("--json", action="store_true", help="one JSON object; addresses are integers, ranges half-open")
     attack = add("attack", _attack, "Lets the guest attack the core and says what came of it.")
     attack.add_argument("attack", metavar="NAME", help="steal-key, overwrite-stub, open-nested-page, rewrite-iommu-entry, "
@@ -194,7 +202,9 @@ def _booted(options: argparse.Namespace) -> "tuple[Machine, Run]":
     from .vmm.config import Config, parse_settings
     config = Config(**parse_settings(options.settings))  # type: ignore[arg-type]
     machine = Machine.load(options.machine)
-    run = machine.boot(config, progress=_progress() if sys.stderr.isatty() else None)
+    run = machine.boot(config, watch=_watch(machine) if sys.stderr.isatty() else None, guest=getattr(options, "guest", None),
+                       kernel=getattr(options, "kernel", None), initrd=getattr(options, "initrd", None),
+                       command_line=getattr(options, "append", None))
     _end_progress()
     return machine, run
 
@@ -202,6 +212,14 @@ def _booted(options: argparse.Namespace) -> "tuple[Machine, Run]":
 def _end_progress() -> None:
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
+
+
+def _watch(machine: "Machine") -> Callable[[str | None], None]:
+    """One line on stderr, cut to the terminal's width: how far the machine has come."""
+    def show(_phase: str | None) -> None:
+        print(f"\r\033[K{''.join(filter(str.isprintable, str(machine.progress)))[:shutil.get_terminal_size().columns - 1]}", end="",
+              file=sys.stderr, flush=True)
+    return show
 
 
 def _progress() -> Callable[[str], None]:
@@ -215,11 +233,22 @@ def _boot(options: argparse.Namespace) -> None:
             if ended := machine.ended_for(1):
                 print(f"hvlab: no guest was left for {line!r}: {ended.why}", file=sys.stderr)
                 break
-            answer = run.guest.command(line)
+            answer = _answer(machine, run, line)
             run = machine.run or run
             if not options.json:
-                print(f"lab> {line}\n{answer}")
+                print(f"{'lab#' if machine.linux else 'lab>'} {line}\n{answer}")
         print(json.dumps(run.to_json()) if options.json else run)
+
+
+def _answer(machine: "Machine", run: "Run", line: str) -> str:
+    """What the guest says to a line.  A command that does not end, or ends its Linux, is told of on stderr, and the run goes on."""
+    if not machine.linux:
+        return run.guest.command(line)
+    try:
+        return str(run.guest.shell(line))
+    except HvlabError as e:
+        print("hvlab:", " ".join(str(e).splitlines()), file=sys.stderr)
+        return e.output if isinstance(e, Overdue) else ""
 
 
 def _attack(options: argparse.Namespace) -> None:
