@@ -24,10 +24,16 @@ def _nothing() -> None:
 
 
 class Clock:
-    """`now` is virtual nanoseconds since power-on."""
+    """`now` is virtual nanoseconds since power-on, of which `idle` were jumped over because nobody had anything to do.
+
+    `alarm` is called once `busy` has reached `alarm_at`, where that is set.  It is no timer: no time passes because of it.
+    """
+
+    alarm_at: int | None = None
+    alarm: Callable[[], None] = staticmethod(_nothing)
 
     def __init__(self) -> None:
-        self.now = 0
+        self.now = self.idle = 0
         self._queue: list[tuple[int, int, Timer]] = []
         self._order = 0
 
@@ -46,6 +52,9 @@ class Clock:
             self.now = max(self.now, at)
             timer.callback()
         self.now = end
+        if self.alarm_at is not None and end - self.idle >= self.alarm_at:
+            self.alarm_at = None
+            self.alarm()
 
     def next(self) -> int | None:
         """Time of the next live timer; None where nothing is due, ever."""
@@ -58,5 +67,12 @@ class Clock:
         at = self.next()
         if at is None:
             return False
-        self.advance(max(at - self.now, 0))
+        jump = max(at - self.now, 0)
+        self.idle += jump
+        self.advance(jump)
         return True
+
+    @property
+    def busy(self) -> int:
+        """Nanoseconds in which somebody had something to do."""
+        return self.now - self.idle

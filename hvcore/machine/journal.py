@@ -39,6 +39,11 @@ class Journal:
         self.happenings.append(Happening(self._clock.now + self._spent, self._nominal, what, unit, address, ranges, phase, empty))
         self.count += 1
 
+    @property
+    def ahead(self) -> int:
+        """Nanoseconds by which times here are ahead of the clock's."""
+        return self._spent
+
     def phase(self, name: str, in_guest: bool = False) -> None:
         """A phase begins; with `in_guest` the clock counts from here on."""
         self._note("phase", phase=name)

@@ -6,8 +6,10 @@ behind those that they are made of, so they can be built in order; all other obj
 recurses, and nothing of what a file says is looked up anywhere but in `registry`.
 """
 
+import gc
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from types import FunctionType, MethodType
@@ -39,30 +41,47 @@ class Special:
 class Graph:
     """`nodes` and `shapes` are plain values, `root` the one that all hangs on, `blob` the bytes that nodes refer to.
 
-    A shape is a class by its name, the fields that its objects can have, and those that the objects of this shape do have.
+    A shape is a class by its name, the fields that its objects can have, and those that the objects of this shape do have.  In a graph that
+    stays in this process `shared` are the bytes, as the objects themselves have them, and nodes refer to them by number.
     """
 
     root: Any
     nodes: list[list[Any]]
     shapes: list[list[Any]]
     blob: bytes
+    shared: tuple[bytes, ...] | None = None
 
 
 # --- to values
 
-def encode(root: object, outside: Mapping[str, object], special: Mapping[type, Special] | None = None) -> Graph:
+def encode(root: object, outside: Mapping[str, object], special: Mapping[type, Special] | None = None, share: bool = False) -> Graph:
     """The graph of everything that `root` leads to; `outside` are objects that it ends at, by their names.
 
-    Raises HvlabError for what no snapshot can hold.
+    With `share` it stays in this process and takes no copies of bytes.  Raises HvlabError for what no snapshot can hold.
     """
-    encoder = _Encoder(outside, special or {})
-    value = encoder.value(root)
-    encoder.drain()
-    return Graph(value, encoder.nodes, encoder.shape_list, bytes(encoder.blob))
+    encoder = _Encoder(outside, special or {}, [] if share else None)
+    with _no_collection():
+        value = encoder.value(root)
+        encoder.drain()
+    shared = None if encoder.shared is None else tuple(encoder.shared)
+    return Graph(value, encoder.nodes, encoder.shape_list, bytes(encoder.blob), shared)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Many thousand objects are about to come, none of them garbage."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _Encoder:
-    def __init__(self, outside: Mapping[str, object], special: Mapping[type, Special]):
+    def __init__(self, outside: Mapping[str, object], special: Mapping[type, Special], shared: list[bytes] | None):
+        self.shared = shared
         self.nodes: list[list[Any]] = []
         self.shape_list: list[list[Any]] = []
         self.blob = bytearray()
@@ -104,6 +123,9 @@ class _Encoder:
         return known
 
     def _store(self, data: bytes | bytearray) -> tuple[int, int]:
+        if self.shared is not None:
+            self.shared.append(bytes(data))
+            return len(self.shared) - 1, len(data)
         at = len(self.blob)
         self.blob += data
         return at, len(data)
@@ -158,7 +180,7 @@ class _Encoder:
 
     def _filled(self, thing: Any, kind: type) -> list[Any]:
         if kind is list:
-            return ["l", *self._items(thing)]
+            return ["l", *self._list(thing)]
         if kind is dict or kind is OrderedDict:
             pairs = (part for key, value in thing.items() for part in (self.value(key), self.value(value)))
             return ["d" if kind is dict else "D", *pairs]
@@ -170,6 +192,13 @@ class _Encoder:
             return ["p", self._named(kind), self.value(special.save(thing))]
         names = self._names(thing, kind)
         return ["o", self._shape(kind, names), *(self.value(getattr(thing, name)) for name in names)]
+
+    def _list(self, things: list[Any]) -> list[Any]:
+        """The same for a list; one that is a record over and over, as pages of the log of writes are, is seen at once."""
+        first = things[0] if len(things) > 2 else _NO_VALUE
+        if (first is None or type(first) is tuple) and things.count(first) == len(things):
+            return [[len(things), self.value(first)]]
+        return self._items(things)
 
     def _items(self, things: Iterable[Any]) -> list[Any]:
         """Values one after another; the same one several times over only once."""
@@ -235,13 +264,14 @@ def decode(graph: Graph, outside: Mapping[str, object], special: Mapping[type, S
     of which there may be one each.  Raises BadSnapshot for what is none, also when it is filled.
     """
     decoder = _Decoder(graph, outside, special or {}, shells or {})
-    decoder.build()
+    with _no_collection():
+        decoder.build()
     return decoder.known(graph.root), decoder.fill
 
 
 class _Decoder:
     def __init__(self, graph: Graph, outside: Mapping[str, object], special: Mapping[type, Special], shells: Mapping[type, object]):
-        self._nodes, self._blob = graph.nodes, graph.blob
+        self._nodes, self._blob, self._shared = graph.nodes, graph.blob, graph.shared
         self._outside, self._special, self._shells = outside, special, dict(shells)
         self._shapes = [_checked_shape(shape) for shape in graph.shapes]
         self._things: list[Any] = [_NO_VALUE] * len(self._nodes)
@@ -277,6 +307,8 @@ class _Decoder:
     # --- what never changes
 
     def _part(self, at: Any, length: Any) -> bytes:
+        if self._shared is not None:
+            return self._shared[at]
         _must(type(at) is int and type(length) is int and 0 <= at <= at + length <= len(self._blob), "bytes lie beyond the end")
         return self._blob[at:at + length]
 
@@ -369,10 +401,11 @@ class _Decoder:
 
     def fill(self) -> None:
         """Fills what changes.  Keys of tables are looked at last, for they must be whole; special objects after all others."""
-        for kinds, fill in (("loq", self._fill), ("dDS", self._fill_table), ("p", self._fill_special)):
-            for node, thing in zip(self._nodes, self._things, strict=True):
-                if node[0] in kinds:
-                    fill(node, thing)
+        with _no_collection():
+            for kinds, fill in (("loq", self._fill), ("dDS", self._fill_table), ("p", self._fill_special)):
+                for node, thing in zip(self._nodes, self._things, strict=True):
+                    if node[0] in kinds:
+                        fill(node, thing)
 
     def _fill(self, node: list[Any], thing: Any) -> None:
         if node[0] == "o":

@@ -40,6 +40,7 @@ METHODS: dict[str, frozenset[str]] = {name: frozenset(methods.split()) for name,
 """Methods that may be kept for later, of classes that in others reach out of the emulated machine: to the emulator, files, this process."""
 
 TRANSIENT: dict[str, frozenset[str]] = {name: frozenset(names.split()) for name, names in {
+    "machine.clock.Clock": "alarm alarm_at",
     "machine.pc.Pc": "memory on_line",
     "machine.schedule.Schedule": "_spent",
     "machine.writes.WriteLog": "opens region top",

@@ -210,8 +210,7 @@ def _fill(machine: "Machine", reader: Reader, number: int | None) -> None:
     except BaseException:
         booting.forget()
         raise
-    if booting.phase is not None:
-        machine.stop()
+    machine.stop()
 
 
 def _pages(reader: Reader, memory: Memory) -> Pages:

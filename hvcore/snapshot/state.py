@@ -20,7 +20,7 @@ from .graph import Graph, Special, decode, encode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["State", "must_be_storable", "of", "prepare"]
+__all__ = ["RUNNING", "State", "must_be_storable", "of", "prepare"]
 
 RUNNING = "guest runs"
 
@@ -33,13 +33,13 @@ def must_be_storable(booting: Booting) -> None:
         raise HvlabError(f"the machine is not yet where it could be saved ({doing(booting.phase)}): resume() it until its guest runs")
 
 
-def of(booting: Booting) -> Graph:
-    """All of a machine that stands still, but for its memory and the guest that it was booted with."""
+def of(booting: Booting, share: bool = False) -> Graph:
+    """All of a machine that stands still, but for its memory and the guest that it was booted with; `share` as `encode` has it."""
     run = booting.run
     assert run is not None
     root = {"pc": booting.pc, "booting": booting.save(), "running": booting.phase == RUNNING, "config": run.config, "number": run.number,
             "timings": dict(run.timings)}
-    return encode(root, {"memory": booting.pc.memory, "booting": booting}, _special(booting.pc.memory))
+    return encode(root, {"memory": booting.pc.memory, "booting": booting}, _special(booting.pc.memory), share)
 
 
 def _special(memory: Memory) -> dict[type, Special]:
@@ -62,8 +62,8 @@ class State:
     values: dict[str, Any]
     _fill: "Callable[[], None]"
 
-    def take(self, booting: Booting, number: int | None = None) -> None:
-        """Everything of `booting` becomes what was stored; its run is a new one, by `number` if that is not None.
+    def take(self, booting: Booting, number: int | None = None, same_run: bool = False) -> None:
+        """Everything of `booting` becomes what was stored; its run is a new one, by `number` if that is not None, or the `same_run`.
 
         The machine must be at rest, with its processors closed.  Raises BadSnapshot.
         """
@@ -77,9 +77,12 @@ class State:
         _wire(pc)
         v = self.values
         booting.take(v["booting"])
-        booting.boots = number or v["number"]
-        run = booting.run = booting.new_run(v["config"], booting.boots)
-        run.timings, run.core = v["timings"], booting.core
+        if same_run and booting.run is not None:
+            booting.run.put_back(booting.core)
+        else:
+            booting.boots = number or v["number"]
+            run = booting.run = booting.new_run(v["config"], booting.boots)
+            run.timings, run.core = v["timings"], booting.core
         if booting.core is not None:
             booting.core.gate, booting.core.progress = booting.engine.gate, _silent
         if v["running"]:
