@@ -3,11 +3,15 @@
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadMachine
+
+if TYPE_CHECKING:
+    from .cache import Entry
 
 __all__ = ["add_linux"]
 
@@ -66,12 +70,20 @@ def _list(options: argparse.Namespace) -> None:
                           "damaged": [{"folder": str(path), "why": why} for path, why in damaged.items()]}))
         return
     for entry in entries:
-        parts = ", ".join(f"{name} {size / (1 << 20):.1f}" for name, (size, _) in sorted(entry.files.items()))
-        print(f"{entry.release:28} {entry.size / (1 << 20):6.1f} MiB ({parts})  {entry.package} {entry.version}, busybox {entry.busybox}")
+        print(f"{entry.release:28} {entry.size / (1 << 20):6.1f} MiB ({_parts(entry)})  {entry.package} {entry.version}, "
+              f"busybox {entry.busybox}")
     for path, why in damaged.items():
         print(f"{path.name}: damaged: {why}; `hvlab linux remove {path.name}` takes it away")
     if not entries and not damaged:
         print(f"no Linux kernel in {cache.folder()}: run `hvlab linux fetch`")
+
+
+def _parts(entry: "Entry") -> str:
+    """Its files and their sizes in MiB, the modules together."""
+    sizes = Counter[str]()
+    for name, (size, _) in entry.files.items():
+        sizes[name.partition("/")[0]] += size
+    return ", ".join(f"{name} {size / (1 << 20):.1f}" for name, size in sorted(sizes.items()))
 
 
 def _remove(options: argparse.Namespace) -> None:

@@ -43,7 +43,7 @@ def fetch(release: str | None = None, newest: int = 0, debs: list[Path] | None =
         return [Fetched(entry, False) for entry in there if entry]
     with cache.writing() as folder:
         _check_room(folder, [p for p, entry in zip(wanted, there, strict=True) if not entry])
-        busybox = read_deb(download(*show(BUSYBOX), folder, progress))
+        busybox = read_deb(download(show(BUSYBOX)[0], folder, progress))
         return [Fetched(entry, False) if entry else Fetched(store(read_deb(download(package, folder, progress)), busybox, progress), True)
                 for package, entry in zip(wanted, there, strict=True)]
 

@@ -19,6 +19,8 @@ DRIVERS = ("nvme",)
 _BUSYBOX = "busybox-static"
 _KERNEL = re.compile(r"linux-image-\d.*")
 _MODULE = re.compile(r"(?:usr/)?lib/modules/[^/]+/.*\.ko(\.(xz|zst|gz))?")
+_LIKELY = re.compile(r"(?:usr/)?lib/modules/[^/]+/kernel/(drivers/nvme/host|block|crypto|lib)/[^/]+\.ko(\.(xz|zst|gz))?")
+"""Modules that are read at once with the kernel; others only where something depends on them."""
 _ARCHITECTURE = "amd64"
 
 
@@ -41,15 +43,19 @@ def store_files(paths: list[Path], progress: Callable[[str], None]) -> list[Entr
 def store(kernel: Deb, busybox: Deb, progress: Callable[[str], None]) -> Entry:
     """Unpacks a kernel and a busybox into the cache.  Raises BadMachine."""
     progress(f"unpacking {kernel.package}")
-    taken = take(kernel.path, lambda name: name.startswith("boot/vmlinuz-") or name.endswith("/modules.builtin"))
+    taken = take(kernel.path, _wanted)
     images = [data for name, data in taken.items() if name.startswith("boot/")]
     if len(images) != 1:
         raise BadMachine(f"{kernel.path} holds no kernel as boot/vmlinuz-...: give the package linux-image-VERSION-cloud-amd64 itself")
     read = read_kernel(images[0])
     builtin = names_of("\n".join(data.decode("utf-8", "replace") for name, data in taken.items() if name.endswith("/modules.builtin")))
-    modules = _modules(kernel.path, builtin)
+    modules = _modules(kernel.path, builtin, {name: data for name, data in taken.items() if _MODULE.fullmatch(name)})
     return cache.add(kernel.package, kernel.version, read.release, busybox.version, modules,
                      {"vmlinuz": images[0], "vmlinux": read.vmlinux, "busybox": _busybox(busybox)})
+
+
+def _wanted(name: str) -> bool:
+    return name.startswith("boot/vmlinuz-") or name.endswith("/modules.builtin") or bool(_LIKELY.fullmatch(name))
 
 
 def _busybox(deb: Deb) -> bytes:
@@ -59,16 +65,19 @@ def _busybox(deb: Deb) -> bytes:
     raise BadMachine(f"{deb.path} holds no busybox: give the package {_BUSYBOX}")
 
 
-def _modules(path: Path, builtin: frozenset[str]) -> dict[str, bytes]:
-    """The modules that the guest needs, by name and in load order.
+def _modules(path: Path, builtin: frozenset[str], first: dict[str, bytes]) -> dict[str, bytes]:
+    """The modules that the guest needs, by name and in load order.  `first` are files of the package that were taken already.
 
-    The package is read once more for each level of what depends on what; where the drivers are built in, not at all.
+    The package is read once more where something depends on a module that is not among them.
     """
+    packed = {module_name(name): (name, data) for name, data in first.items()}
+    asked = set(packed)
     there: dict[str, bytes] = {}
-    asked: set[str] = set()
 
     def module(name: str) -> bytes | None:
         missing.add(name)
+        if name in packed and name not in there:
+            there[name] = unpacked(PurePosixPath(packed[name][0]).name, packed[name][1])
         return there.get(name)
 
     while True:
@@ -78,4 +87,4 @@ def _modules(path: Path, builtin: frozenset[str]) -> dict[str, bytes]:
             return {name: there[name] for name in order}
         asked |= missing
         found = take(path, lambda name: bool(_MODULE.fullmatch(name)) and module_name(name) in missing)  # noqa: B023 -- used at once
-        there |= {module_name(name): unpacked(PurePosixPath(name).name, data) for name, data in found.items()}
+        packed |= {module_name(name): (name, data) for name, data in found.items()}

@@ -17,6 +17,7 @@ _Unpack = Callable[[bytes, int], bytes]
 _LZ4_MAGIC = bytes.fromhex("02214c18")
 _LZ4_BLOCK = 8 << 20
 """Bytes to which a block of LZ4's legacy frame unpacks at most."""
+_CHUNK = 1 << 20
 _MEMORY = 512 << 20
 """Bytes that LZMA's dictionary may take."""
 
@@ -83,13 +84,17 @@ def unpack_zstd(packed: bytes, most: int) -> bytes:
     zstandard = _extra("zstandard", "zstandard")
     try:
         with zstandard.ZstdDecompressor().stream_reader(packed) as reader:
-            return bytes(reader.read(most))
+            out = bytearray()
+            while len(out) < most and (part := reader.read(min(_CHUNK, most - len(out)))):
+                out += part
+            return bytes(out)
     except zstandard.ZstdError as e:
         raise ValueError(str(e)) from e
 
 
 def _zstd(packed: bytes, size: int) -> bytes:
-    return unpack_zstd(packed, size + 1)
+    """The kernel's size, four bytes after the stream, would be taken for the beginning of another one."""
+    return unpack_zstd(packed[:-4], size + 1)
 
 
 def _extra(module: str, package: str) -> Any:

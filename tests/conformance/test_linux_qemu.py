@@ -30,7 +30,7 @@ class Linux:
     def __init__(self, release: str, disk: Path, folder: Path, arguments: tuple[str, ...] = (), deadline: float = 120):
         initrd = folder / "initrd.cpio"
         initrd.write_bytes(linux_image(release).initrd)
-        self.console, self._deadline = "", deadline
+        self.release, self.console, self._deadline = release, "", deadline
         self._process = subprocess.Popen(
             ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-m", "1G", "-nodefaults", "-display", "none", "-no-reboot",
              "-serial", "stdio", "-monitor", "none", "-kernel", str(cache.find(release).folder / "vmlinuz"), "-initrd", str(initrd),
@@ -80,9 +80,9 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["default", "newest"])
-def linux(request: pytest.FixtureRequest, linux_cache: dict[str, str], disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Linux]:
+def linux(request: pytest.FixtureRequest, linux_cache: dict[str, str], disk: Path, tmp_path_factory: pytest.TempPathFactory
+          ) -> Iterator[Linux]:
     with Linux(linux_cache[request.param], disk, tmp_path_factory.mktemp("linux")) as guest:
-        guest.release = linux_cache[request.param]  # type: ignore[attr-defined]
         yield guest
 
 
@@ -97,12 +97,12 @@ def test_boot(linux: Linux, disk: Path) -> None:
     assert said == [f"lab: block devices: nvme0n1 ({len(data)} bytes)",
                     f"lab: nvme0n1: md5 of {MIB} bytes at 0: {md5(data[:MIB])}",
                     f"lab: nvme0n1: md5 of {MIB} bytes at {len(data) - MIB}: {md5(data[-MIB:])}",
-                    f"lab: ready (Linux {linux.release})"]  # type: ignore[attr-defined]
+                    f"lab: ready (Linux {linux.release})"]
     assert linux.console.endswith("\n" + PROMPT) and "\x1b" not in linux.console.partition("lab: ready")[2]
 
 
 def test_shell(linux: Linux) -> None:
-    assert linux.shell("uname -r") == f"{linux.release}\n"  # type: ignore[attr-defined]
+    assert linux.shell("uname -r") == f"{linux.release}\n"
     assert linux.shell("cd /tmp; x=5; (exit 3)") == ""
     assert linux.shell("echo $? $x $PWD") == "3 5 /tmp\n"
     assert linux.shell("") == ""
@@ -144,9 +144,9 @@ def test_memcheck(linux: Linux) -> None:
 
 
 def test_the_drive_again_by_the_shell(linux: Linux, disk: Path) -> None:
-    """`dd` past the page cache and `hexdump` agree with the file; a write comes to lie in it."""
+    """`dd` past the page cache and `hexdump` agree with the file."""
     data = disk.read_bytes()
-    assert linux.shell("dd if=/dev/nvme0n1 bs=4096 skip=100 count=7 iflag=direct 2>/dev/null | md5sum") == md5(data[409600:438272]) + "  -\n"
+    assert linux.shell("dd if=/dev/nvme0n1 bs=4096 skip=100 count=7 iflag=direct | md5sum").endswith(md5(data[409600:438272]) + "  -\n")
     row = linux.shell("hexdump -C -n 16 /dev/nvme0n1").splitlines()[0]
     assert bytes.fromhex(row[8:60].replace(" ", "")) == data[:16]
 
@@ -154,7 +154,7 @@ def test_the_drive_again_by_the_shell(linux: Linux, disk: Path) -> None:
 def test_pci(linux: Linux) -> None:
     functions = linux.shell("lspci -k").splitlines()
     assert "0000:00:02.0 Class 0108: 1b36:0010 nvme" in functions and "0000:00:03.0 Class 00ff: 1234:11e8" in functions
-    assert linux.shell("lspci").splitlines() == [line.removesuffix(" nvme").removesuffix(" ahci").removesuffix(" lpc_ich") for line in functions]
+    assert linux.shell("lspci").splitlines() == [" ".join(line.split()[:4]) for line in functions]
 
 
 def test_devmem_reaches_edu(linux: Linux) -> None:
@@ -165,7 +165,7 @@ def test_devmem_reaches_edu(linux: Linux) -> None:
 
 
 def test_what_is_inside(linux: Linux) -> None:
-    entry = cache.find(linux.release)  # type: ignore[attr-defined]
+    entry = cache.find(linux.release)
     assert linux.shell("cat /etc/hvlab").splitlines() == [
         "hvlab-initramfs 1", f"linux {entry.release} ({entry.package} {entry.version})", f"busybox {entry.busybox}"]
     assert linux.shell("md5sum </init") == md5((ROOT / "init").read_bytes()) + "  -\n"

@@ -1,4 +1,4 @@
-"""Packages into the cache, whole or not at all: by apt (here a small archive behind an `apt-cache` and `apt-get` of our own), or from files."""
+"""Packages into the cache, whole or not at all: by apt (here a small archive and an `apt-cache` and `apt-get` of our own), or files."""
 
 import hashlib
 import io
@@ -178,7 +178,8 @@ def test_a_second_fetch_downloads_nothing(apt: Archive) -> None:
 
 
 @pytest.mark.parametrize(("release", "newest", "expected"), [
-    ("6.1", 0, ["6.1.0-56"]), ("6", 0, ["6.12.9+deb12"]), ("6.12", 0, ["6.12.9+deb12"]), ("6.1.0-9", 0, ["6.1.0-9"]), ("6.1.0-9-cloud-amd64", 0, ["6.1.0-9"]),
+    ("6.1", 0, ["6.1.0-56"]), ("6", 0, ["6.12.9+deb12"]), ("6.12", 0, ["6.12.9+deb12"]), ("6.1.0-9", 0, ["6.1.0-9"]),
+    ("6.1.0-9-cloud-amd64", 0, ["6.1.0-9"]),
     (None, 1, ["6.12.9+deb12"]), (None, 2, ["6.12.9+deb12", "6.1.0-56"]), (None, 9, ["6.12.9+deb12", "6.1.0-56", "6.1.0-9"]),
     ("6.1", 2, ["6.1.0-56", "6.1.0-9"])])
 def test_choosing(apt: Archive, release: str | None, newest: int, expected: list[str]) -> None:
@@ -313,16 +314,17 @@ def test_files_of_ones_own(apt: Archive, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packing", PACK)
 def test_modules_come_along(apt: Archive, tmp_path: Path, packing: str) -> None:
-    """Whatever nvme depends on through three modules, but for what is built in; usr-merged and packed as well."""
+    """Whatever nvme depends on through three modules, wherever it lies, but for what is built in; usr-merged and packed as well."""
     host, release = "usr/lib/modules/6.6.6/kernel/drivers/nvme/host", "6.6.6"
     more = {f"{host}/nvme.ko.xz": lzma.compress(module("nvme-core")), f"{host}/nvme-core.ko": module("nvme-auth", "crc64", "t10-pi"),
-            f"{host}/nvme-auth.ko.zst": PACK["zst"](module("lost")), "usr/lib/modules/6.6.6/kernel/t10-pi.ko": module(),
+            f"{host}/nvme-auth.ko.zst": PACK["zst"](module("lost")), "usr/lib/modules/6.6.6/kernel/t10-pi.ko": module("far"),
+            "usr/lib/modules/6.6.6/updates/far.ko": module(),
             "usr/lib/modules/6.6.6/kernel/edu.ko": module()}
     [entry] = store_files([kernel_deb(tmp_path, release, "1", packing, more), busybox_deb(tmp_path)], lambda _text: None)
-    assert entry.modules == ("nvme_auth", "t10_pi", "nvme_core", "nvme")
+    assert entry.modules == ("nvme_auth", "far", "t10_pi", "nvme_core", "nvme")
     assert entry.read("modules/nvme.ko") == module("nvme-core")
     initrd = linux_image(release).initrd
-    assert b"nvme_auth.ko\nt10_pi.ko\nnvme_core.ko\nnvme.ko\n" in initrd
+    assert b"nvme_auth.ko\nfar.ko\nt10_pi.ko\nnvme_core.ko\nnvme.ko\n" in initrd
     kernel = tmp_path / "own"
     kernel.write_bytes(elf("6.6.7"))
     assert b"nvme.ko" not in linux_image(kernel=kernel).initrd
