@@ -180,6 +180,8 @@ class Booting:
             stop = self.pc.run(self._gate) or self._rested()
         if self.ended is None and stop is not None and not self.pc.reset_requested:
             self.ended = outcome.of_stop(stop)
+            if self.linux and stop.kind is StopKind.TIMEOUT:
+                self.ended = outcome.Ending(self.ended.outcome, self.ended.why + outcome.said_last(self._console()))
         if self.core and not self.core.text_intact():
             self.ended = outcome.of_foreign_text(stop)
 
@@ -195,9 +197,13 @@ class Booting:
             self._end_of_linux()
         return None
 
+    def _console(self) -> str:
+        """What the guest has printed."""
+        return bytes(self.pc.serial).decode("latin-1").replace("\r", "")
+
     def _end_of_linux(self) -> None:
         """It has come to rest, and no shell waits."""
-        said = bytes(self.pc.serial).decode("latin-1").replace("\r", "")
+        said = self._console()
         if self._panicked:
             self.ended = outcome.Ending("guest-crash", outcome.death_words(said))
         elif self.up:
@@ -255,7 +261,7 @@ class Booting:
             self._panicked = True
             self.pc.rest.allow(LAST_WORDS * SECOND)
         elif "end Kernel panic" in line:
-            self._end("guest-crash", outcome.death_words(bytes(self.pc.serial).decode("latin-1").replace("\r", "")))
+            self._end("guest-crash", outcome.death_words(self._console()))
 
     def _die(self, why: str) -> None:
         """Guest 1 cannot go on: the end of the run, unless there is another guest."""

@@ -26,6 +26,7 @@ from .inspect.records import Records
 from .inspect.steps import ExitStep, Step
 from .run import Run
 from .session import Machine
+from .shell import Answer
 from .vmm.config import Config
 
 if TYPE_CHECKING:
@@ -202,6 +203,10 @@ class Worker:
     def boot(self, machine: Machine, config: Config | None = None, **more: Any) -> "Future[Run]":
         """`machine.boot`, with no limit to its time."""
         return self._put(machine, lambda job: machine.boot(config, limit=FOREVER, watch=job.progress, **more))
+
+    def shell(self, machine: Machine, line: str, limit: float = 60) -> "Future[Answer]":
+        """`machine.shell`, with no limit to its wall time."""
+        return self._put(machine, lambda job: machine.shell(line, limit, wall=FOREVER, watch=job.progress))
 
     def send(self, machine: Machine, text: str, guest: int = 1) -> "Future[str]":
         """`machine.send`, with no limit to its time."""

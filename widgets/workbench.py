@@ -143,7 +143,7 @@ class Workbench(ipw.VBox):
             if self.machine not in (machine, self._given):
                 self.machine.close()
             self.machine = machine
-            self.worker.boot(machine, config)
+            self.worker.boot(machine, config, guest=machine.guest)
         self.worker.call(boot)
 
     def _chosen(self, name: str) -> Machine:
@@ -210,7 +210,8 @@ class Workbench(ipw.VBox):
         """The machine is at work."""
         if self._ready:
             self._allow("running")
-            self.verdict.say("running", f"{machine.name}: {phase or 'at work'}, {seconds:.1f} s")
+            far = str(machine.progress) if machine.linux else f"{phase or 'at work'}, {seconds:.1f} s"
+            self.verdict.say("running", f"{machine.name}: {far}")
 
     def hear_finished(self, machine: Machine | None, result: Any) -> None:
         """A machine has done something: what is shown is shown anew."""

@@ -35,6 +35,8 @@ def run_attack(machine: "Machine", name: str, config: Config | None = None, devi
         raise HvlabError(f"no attack uses a device {quoted(device)}: give {' or '.join(DEVICES)}")
     if config is not None and not isinstance(config, Config):
         raise BadConfig(f"attack takes a Config, as in attack({name!r}, Config(VTD_TRANS=False)), not {quoted(config)}")
+    if machine.linux and config is None:
+        raise HvlabError(f"the attacks are the lab guest's, and a Linux has been booted: give a Config, as in attack({name!r}, Config())")
     if config is not None or scenario.early or machine.state != "waiting":
         config = config or (machine.run.config if machine.run else Config())
         size = config.VMM_SIZE_MIB << 20
