@@ -26,9 +26,10 @@ from hvcore.sources import load
 from hvcore.spec.paging import PAGE
 from hvcore.vmm.config import MAP_ENDS, QUIRKS, SWITCHES
 from hvcore.vmm.heap import Panic
+from hvcore.vmm.irte import ENTRIES
 from hvcore.vmm.layout import HEAP, Part
 from hvcore.vmm.memmap import choose_region
-from hvcore.vmm.messages import ENTRIES, MessageTable
+from hvcore.vmm.messages import MessageTable
 
 from .mutate import check_sentence, number, often
 from .programs import Places, program
