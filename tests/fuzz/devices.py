@@ -13,6 +13,7 @@ from hvcore.machine.memory import Memory
 from hvcore.machine.pci import RootComplex
 from hvcore.machine.pic import Pic
 from hvcore.machine.pit import Pit
+from hvcore.machine.pm1 import Pm1
 from hvcore.machine.pmtimer import PmTimer
 from hvcore.machine.reset import ResetPorts
 from hvcore.machine.uart import Uart
@@ -62,7 +63,7 @@ class _Board:
         self.fabric = DmaFabric(self.memory, lambda segment, source: self.unit)
         self.pic, self.sent = Pic(self.bus), bytearray()
         self.devices = (Pit(self.bus, self.clock, self.pic), PmTimer(self.bus, self.clock), Cmos(self.bus, self.clock, self.memory.runs),
-                        ResetPorts(self.bus, self._reset))
+                        ResetPorts(self.bus, self._reset), Pm1(self.bus, self.clock, self.pic, self._reset))
         self.uart = Uart(self.bus, self.pic, self.sent.extend)
         machine = MachineDescription("board", (E820Entry(0, RAM, 1),), self.memory.runs, 0, pci=_PCI, ecam=EcamDescription(ECAM, 0, 3),
                                      disk=DiskDescription(size=1 << 20))
@@ -242,7 +243,7 @@ def ports(seed: int) -> str:
     a = _Board(seed)
     r, acknowledged = a.r, 0
     known = (0x20, 0x21, 0xA0, 0xA1, 0x40, 0x41, 0x42, 0x43, 0x61, 0x70, 0x71, 0x60, 0x64, 0x80, 0xCF8, 0xCF9, 0xCFC, 0xCFE, 0x608, 0x4D0,
-             *range(0x3F8, 0x400))
+             *range(0x3F8, 0x400), *range(0x600, 0x606))
     for _ in range(150):
         a.port(r.choice(known) if often(r, 0.9) else number(r, 16), r.choice((1, 1, 1, 2, 4)))
         if often(r, 0.2):
