@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_HOOK_MEM_WRITE, UC_MODE_64, UC_PROT_ALL, Uc, UcError
+from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
 from unicorn import x86_const as x86
 
 from ..errors import Unreadable
@@ -33,9 +33,11 @@ from .clock import Clock
 from .cpuid import MODEL, cpuid
 from .events import deliver_injected_exception
 from .exceptions import Exceptions
+from .instructions import Instructions
 from .longmode import translate
 from .memory import PAGE, Memory
-from .meter import Meter, hook_tsc
+from .meter import Meter
+from .storewatch import Stores, StoreWatch
 from .vmexit import Exit, choose
 
 __all__ = ["DOOR", "PHYSICAL_BITS", "Cpu", "Stop", "StopKind", "Stores"]
@@ -46,15 +48,7 @@ PHYSICAL_BITS = 40
 """Width of the processor's physical addresses: it reaches 1 TiB, whatever the model says."""
 ACCESS_NS = 1000
 """Virtual time that one access to a device takes."""
-BLOCK_NS = 2
-"""Virtual time that a block of code takes, which is 5 or 6 instructions."""
-TSC_NS = 100
-"""Virtual time that reading the time-stamp counter takes: who waits for a time in a loop must come to it."""
 HLT = 0xF4
-
-
-Stores = Callable[[int, bytes, int, bool], None]
-"""Told of stores: host-physical address, data, RIP, whether it is the guest's."""
 
 
 class StopKind(Enum):
@@ -92,15 +86,16 @@ class Cpu:
         self._map_holes()
         self.uc.ctl_exits_enabled(True)
         self.exit: Exit = choose(self.uc, memory, public_only)
-        self.meter = Meter(self.uc)
+        self.meter = Meter(self.uc, clock)
         self.state = None if public_only else emulator.state(self.uc)
         self._exceptions = Exceptions(memory, self.state) if self.state else None
+        self._instructions = Instructions(self.uc, self.meter, self.state)
+        self._watch = StoreWatch(self.uc, self.in_guest)
         self.rip = self.hsave = 0
         self._stop: Stop | None = None
         self._running = self._closed = self._stepping = False
         self._pausing = self._exited = self._pin = self._nudged = False
         self._injected: int | None = None
-        self._to_watch: list[tuple[int, int, Stores]] = []
         self._hook()
         memory.listeners.append(self._written)
 
@@ -120,28 +115,26 @@ class Cpu:
         self.uc.hook_add(UC_HOOK_INSN_INVALID, self._on_invalid)
         self.uc.hook_add(UC_HOOK_INSN, self._on_out, None, 1, 0, x86.UC_X86_INS_OUT)
         self.uc.hook_add(UC_HOOK_INSN, self._on_in, None, 1, 0, x86.UC_X86_INS_IN)
-        self.uc.hook_add(UC_HOOK_INSN, self._on_cpuid, None, 1, 0, x86.UC_X86_INS_CPUID)
-        self._tsc_hooks = hook_tsc(self.uc, self._read_tsc)
         if self._exceptions is not None:
             self.uc.hook_add(UC_HOOK_INSN, self._on_syscall, None, 1, 0, x86.UC_X86_INS_SYSCALL)
 
     def _mmio_read(self, _uc: Uc, offset: int, width: int, base: int) -> int:
         self._access()
         value = self.bus.read(base + offset, width)
-        self._refuel()
+        self.meter.refuel()
         return value
 
     def _mmio_write(self, _uc: Uc, offset: int, width: int, value: int, base: int) -> None:
         self._access()
         self.bus.write(base + offset, width, value)
-        self._refuel()
+        self.meter.refuel()
 
     def _on_in(self, _uc: Uc, port: int, width: int, _data: Any) -> int:
         self._access()
         if self.on_io is not None and self._io_exit(port, width, None):
             return ioexit.answer(self.memory, self.vmcb, width)
         value = self.bus.port_read(port, width)
-        self._refuel()
+        self.meter.refuel()
         return value
 
     def _on_out(self, _uc: Uc, port: int, width: int, value: int, _data: Any) -> None:
@@ -151,7 +144,7 @@ class Cpu:
             self._access()
             if self.on_io is None or not self._io_exit(port, width, value):
                 self.bus.port_write(port, width, value)
-            self._refuel()
+            self.meter.refuel()
 
     def _io_exit(self, port: int, width: int, value: int | None) -> bool:
         """Whether the guest's VMCB intercepts the port; then its policy has answered."""
@@ -163,41 +156,9 @@ class Cpu:
 
     def _access(self) -> None:
         """An access to a device takes its time, and is where any processor can be paused."""
-        self._elapse(ACCESS_NS)
+        self.meter.elapse(ACCESS_NS)
         if self._pausing and not self._exited:
             self.uc.emu_stop()
-
-    def _elapse(self, nanoseconds: int) -> None:
-        """Time passes: for what was computed since it last did, and `nanoseconds` more."""
-        self.clock.advance(self.meter.take() * BLOCK_NS + nanoseconds)
-
-    def _refuel(self) -> None:
-        """The processor may compute until the next timer is due; then emulation stops."""
-        due = self.clock.next()
-        self.meter.fill(_ENDLESS if due is None else max((due - self.clock.now) // BLOCK_NS, 0) + 1)
-
-    def _read_tsc(self, with_number: bool) -> None:
-        """RDTSC and, `with_number`, RDTSCP."""
-        self._elapse(TSC_NS)
-        self._refuel()
-        ticks = self.tsc()
-        if self.state is not None:
-            q = self.state.q
-            q[0], q[2] = ticks & 0xFFFF_FFFF, ticks >> 32 & 0xFFFF_FFFF
-            if with_number:
-                q[1] = 0
-            return
-        self.uc.reg_write(x86.UC_X86_REG_RAX, ticks & 0xFFFF_FFFF)
-        self.uc.reg_write(x86.UC_X86_REG_RDX, ticks >> 32 & 0xFFFF_FFFF)
-        if with_number:
-            self.uc.reg_write(x86.UC_X86_REG_RCX, 0)
-
-    def _on_cpuid(self, uc: Uc, _data: Any) -> int:
-        """CPUID that no VMCB intercepts; 1: the emulator need not answer any more."""
-        values = self.cpuid(uc.reg_read(x86.UC_X86_REG_RAX) & 0xFFFF_FFFF, uc.reg_read(x86.UC_X86_REG_RCX) & 0xFFFF_FFFF)
-        for register, value in zip((x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX), values, strict=True):
-            uc.reg_write(register, value)
-        return 1
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """What CPUID tells of the processor: EAX, EBX, ECX, EDX."""
@@ -232,11 +193,11 @@ class Cpu:
 
     def _at_door(self) -> None:
         self._exited = False
-        self._elapse(0)
+        self.meter.elapse()
         self.exit.at_door()
         self.on_door()
         self._drive_pin()
-        self._refuel()
+        self.meter.refuel()
         if vmcb := self.memory.read64(self.hsave + SaveArea.RAX):
             self._enter_guest(vmcb)
         if self._pausing:
@@ -307,22 +268,9 @@ class Cpu:
         """From now on `stores(address, data, rip, guest)` is called before each store of code on this processor to the host-physical
         half-open `ranges`: a linear `rip`, and whether it is the guest's.  Every store, wherever it goes, takes 27 ns longer then.
         """
-        self._to_watch += [(start, end, stores) for start, end in ranges]
+        self._watch.want(ranges, stores)
         if not self._closed:
-            self.uc.emu_stop() if self._running else self._watch()
-
-    def _watch(self) -> bool:
-        """Outside emulation: hooks what is to be watched, for which all code is translated anew.  True: there was something."""
-        wanted, self._to_watch = self._to_watch, []
-        for start, end, stores in wanted:
-            self.uc.hook_add(UC_HOOK_MEM_WRITE, self._on_store, stores, start, end - 1)
-        if wanted:
-            self.uc.ctl_flush_tb()
-        return bool(wanted)
-
-    def _on_store(self, uc: Uc, _access: int, address: int, size: int, value: int, stores: Stores) -> None:
-        data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
-        stores(address, data, uc.reg_read(x86.UC_X86_REG_RIP), self.in_guest())
+            self.uc.emu_stop() if self._running else self._watch.begin()
 
     def in_guest(self) -> bool:
         """Whether guest code runs: VMRUN stores the host's RIP in the save area, an exit clears it."""
@@ -350,10 +298,6 @@ class Cpu:
         self.uc.reg_write(x86.UC_X86_REG_EFLAGS, 2)
         self.rip, self.hsave = rip, hsave
 
-    def tsc(self) -> int:
-        """The time-stamp counter: virtual time at 2 GHz."""
-        return 2 * self.clock.now
-
     def run(self) -> Stop:
         """Runs until host code halts or someone calls `stop` or `pause` (before it began, too)."""
         if self._stepping:
@@ -376,11 +320,11 @@ class Cpu:
         interrupted = True
         while interrupted:
             self._nudged = False
-            self._refuel()
+            self.meter.refuel()
             self._emulate_once()
             due = self._nudged or self.meter.was_empty
-            self._elapse(0)
-            again = self.exit.settle() or self._watch() or (self._exited if self._pausing else due and not self._halted())
+            self.meter.elapse()
+            again = self.exit.settle() or self._watch.begin() or (self._exited if self._pausing else due and not self._halted())
             interrupted = again and self._stop is None
 
     def _emulate_once(self, count: int = 0) -> None:
@@ -416,7 +360,7 @@ class Cpu:
             self.exit.step_exactly(True)
         self._emulate_once(1)
         self.exit.settle()
-        self._watch()
+        self._watch.begin()
         if self._stop or not self._halted():
             return self._stop
         return Stop(StopKind.HALT, "", self.rip, False)
@@ -485,8 +429,6 @@ _BLOCK = 64 * 4096
 """The emulator places its RAM blocks at multiples of this."""
 
 
-_ENDLESS = 1 << 40
-"""Blocks where no timer is due."""
 _HARD = 1 << 1
 """The interrupt pin among the emulator's interrupt requests."""
 _INTR = INTERCEPTS_1[ExitCode.INTR]

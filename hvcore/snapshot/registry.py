@@ -23,7 +23,8 @@ __all__ = ["FUNCTIONS", "METHODS", "TRANSIENT", "class_of", "constant_of", "fiel
 
 _PACKAGES = ("machine", "machine.vtd", "vmm", "vmm.storage", "vmm.tiny", "spec")
 _MODULES = ("attack.early", "attack.earlydrive", "outcome", "twoguests", "vmm.config")
-_NEVER = frozenset({"machine.context", "machine.emulator", "machine.exceptions", "machine.memory", "machine.meter", "machine.vmexit"})
+_NEVER = frozenset({"machine.context", "machine.emulator", "machine.exceptions", "machine.instructions", "machine.memory",
+                    "machine.meter", "machine.rawhook", "machine.storewatch", "machine.vmexit"})
 """Modules whose objects stand for the emulator or for this process's memory."""
 
 METHODS: dict[str, frozenset[str]] = {name: frozenset(methods.split()) for name, methods in {

@@ -7,8 +7,9 @@ import pytest
 
 from hvcore.machine.bus import Bus
 from hvcore.machine.clock import Clock
-from hvcore.machine.cpu import DOOR, Cpu, StopKind
+from hvcore.machine.cpu import ACCESS_NS, DOOR, Cpu, StopKind
 from hvcore.machine.memory import Memory
+from hvcore.machine.meter import BLOCK_NS
 
 GIB = 1 << 30
 LOW, HIGH = 0x10000, 4 * GIB + 0x3000
@@ -87,7 +88,7 @@ def test_mmio_and_ports_reach_the_bus(cpu):
     code = mov(RBX, 3 * GIB + 0x10) + b"\x8b\x03" + b"\x89\x43\x04" + b"\xe4\x99" + b"\xe6\x99" + HLT
     run(cpu, code)
     assert cpu.probe.seen == [("read", 0x10, 4), ("write", 0x14, 4, 0x55667788), ("port", 0x99, 1, 0x5A)]
-    assert cpu.clock.now == 4000
+    assert cpu.clock.now == 4 * ACCESS_NS + BLOCK_NS
 
 
 @pytest.mark.parametrize("hole", [2 * GIB, 3 * GIB + 0x2000, 5 * GIB, 9 * GIB])
