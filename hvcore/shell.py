@@ -22,6 +22,7 @@ _GRACE_OF_WALL = 10.0
 _INTERRUPT = "\x03"
 _LONGEST = 3000
 """Bytes of a line that is typed; the terminal takes 4095."""
+_KERNELS = re.compile(rb"\[ *\d+\.\d+\] [^\n]*\n")
 _SHOWN = 2000
 """Characters at the end of an output that an error quotes."""
 
@@ -137,15 +138,16 @@ def _typed(line: str) -> Iterator[str]:
     if len(line.encode()) <= _LONGEST and line.isprintable():
         yield line
         return
-    quoted_bytes = [_in_quotes(byte) for byte in line.encode()]
     pieces = [""]
-    for piece in quoted_bytes:
-        if len(pieces[-1]) + len(piece) > _LONGEST:
+    for escaped in map(_in_quotes, line.encode()):
+        if len(pieces[-1]) + len(escaped) > _LONGEST:
             pieces.append("")
-        pieces[-1] += piece
+        pieces[-1] += escaped
+    before = ""
     for piece in pieces[:-1]:
-        yield f"hvlab=$hvlab$'{piece}'"
-    yield f"eval $'{pieces[-1]}'" if len(pieces) == 1 else f"eval \"$hvlab\"$'{pieces[-1]}${{hvlab+}}'"
+        yield f"hvlab={before}$'{piece}'"
+        before = '"$hvlab"'
+    yield f"eval {before}$'{pieces[-1]}'"
 
 
 def _in_quotes(byte: int) -> str:
@@ -156,18 +158,17 @@ def _in_quotes(byte: int) -> str:
 
 
 def _without_echo(text: bytes, echo: bytes) -> bytes:
-    """Text behind the echo with which it begins; where the kernel has printed something into the echo, that stays."""
+    """Text behind the echo with which it begins; lines that the kernel has printed into the echo stay."""
     if text.startswith(echo):
         return text[len(echo):]
-    between, at = bytearray(), 0
-    for n, byte in enumerate(text):
-        if byte == echo[at]:
-            at += 1
-            if at == len(echo):
-                return bytes(between) + text[n + 1:]
-        else:
-            between.append(byte)
-    return text
+    between, at = b"", 0
+    for byte in echo:
+        while kernels := _KERNELS.match(text, at):
+            between, at = between + kernels[0], kernels.end()
+        if text[at:at + 1] != bytes((byte,)):
+            return text
+        at += 1
+    return between + text[at:]
 
 
 def _so_far(said: str) -> str:
