@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .guestspeed import guest_speed
 from .rows import REPEATS, Row, compare, limit, median
 from .scans import scans
 from .walks import walks
@@ -139,7 +140,7 @@ def show(rows: list[Row]) -> None:
 
 def main() -> int:
     """Measures everything; exit status 1 where something is more than it may be."""
-    rows = [row for part in (tables, walks, scans, importing, booting, rebooting) for row in part()]
+    rows = [row for part in (tables, walks, scans, importing, booting, rebooting, guest_speed) for row in part()]
     show(rows)
     return 0 if all(row.good for row in rows) else 1
 
