@@ -26,6 +26,7 @@ from hvcore.sources import load
 from hvcore.spec.paging import PAGE
 from hvcore.vmm.config import MAP_ENDS, QUIRKS, SWITCHES
 from hvcore.vmm.heap import Panic
+from hvcore.vmm.ioapic import RedirectionTable
 from hvcore.vmm.irte import ENTRIES
 from hvcore.vmm.layout import HEAP, Part
 from hvcore.vmm.memmap import choose_region
@@ -147,9 +148,10 @@ def _volatile(run: Run) -> Iterator[tuple[int, int]]:
     assert run.core is not None
     if run.core.storage:
         yield run.core.storage.working
-    for table in (trap.device for trap in run.core.traps if isinstance(trap.device, MessageTable)):
+    for table in (trap.device for trap in run.core.traps if isinstance(trap.device, MessageTable | RedirectionTable)):
         entries = run._machine.pc.bus.read(table.unit.base + 0xB8, 8) & -PAGE
-        yield from ((table.kept, table.kept + 16 * table.vectors), (entries - PAGE, entries + 16 * ENTRIES))
+        kept = 16 * table.vectors if isinstance(table, MessageTable) else 8 * table.pins
+        yield from ((table.kept, table.kept + kept), (entries - PAGE, entries + 16 * ENTRIES))
     if run.core.tiny and run.core.tiny.guest:
         for base in (run.core.tiny.guest.base, run.vmm.base or 0):
             yield base + Part.DATA, base + Part.MSRPM
