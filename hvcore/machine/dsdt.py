@@ -10,6 +10,7 @@ Nothing in it is taken from the firmware of the machine that the description was
 
 from collections.abc import Iterable, Iterator
 
+from ..errors import BadMachine
 from ..spec import acpi, aml
 from .cmos import INDEX
 from .description import MachineDescription
@@ -24,6 +25,7 @@ __all__ = ["build_dsdt"]
 _COM1, _COM1_IRQ, _RTC_IRQ = 0x3F8, 4, 8
 _PM_PORTS = 16
 _PAGE = 0x1000
+_TWO_DIGITS, _MOST_ROOTS = 0x100, 0x1000
 _FOUR_GIB = 1 << 32
 _ALL_FUNCTIONS = 0xFFFF
 _PCI_HOST = "33DB4D5B-1FF7-401C-9657-7441C03DD766"
@@ -34,8 +36,10 @@ _UNRECOGNIZED, _MASKED = 1 << 2, 1 << 4
 
 
 def build_dsdt(machine: MachineDescription, functions: Iterable[PciFunction]) -> bytes:
-    """The table, for functions that are placed."""
+    """The table, for functions that are placed.  Raises `BadMachine` for more root buses than it has names for."""
     roots = root_buses(machine, functions)
+    if len(roots) > _MOST_ROOTS:
+        raise BadMachine(f"{machine.name}: {len(roots)} PCI root buses, firmware has names for {_MOST_ROOTS}: leave some functions out")
     content = (aml.scope("_SB", _processor(), _system(machine), *(_host_bridge(i, root) for i, root in enumerate(roots))),
                aml.name("_S5", aml.package(*(aml.integer(n) for n in (S5_TYPE, 0, 0, 0)))))
     return acpi.build_table(acpi.Header("DSDT", 2), b"".join(content))
@@ -66,12 +70,16 @@ def _host_bridge(index: int, root: RootBus) -> bytes:
     first = index == 0
     own = [aml.io(CONFIG_PORTS[0], CONFIG_PORTS[1] - CONFIG_PORTS[0])] if first else []
     return aml.device(
-        f"PC{index:02X}" if index else "PCI0",
+        _bridge_name(index),
         aml.name("_HID", aml.eisa_id("PNP0A08")), aml.name("_CID", aml.eisa_id("PNP0A03")), aml.name("_UID", aml.integer(index)),
         aml.name("_SEG", aml.integer(root.segment)), aml.name("_BBN", aml.integer(root.bus)),
         aml.name("_CRS", aml.resources(aml.word_bus(root.bus, root.last), *own, *(aml.word_io(*r) for r in root.ports),
                                        *(_forwarded(*r) for r in root.memory))),
         *_routing(root), _osc(), *(_isa() if first else ()))
+
+
+def _bridge_name(index: int) -> str:
+    return "PCI0" if index == 0 else f"PC{index:02X}" if index < _TWO_DIGITS else f"R{index:03X}"
 
 
 def _forwarded(start: int, end: int) -> bytes:

@@ -126,7 +126,8 @@ def _memory_windows(machine: MachineDescription, spans: list[_Span], default: _K
             claimed += list(_in_use(cell, spans))
         elif cell[0] < APIC_HOLE or _inside(cell, spans):
             free += list(_share(cell, spans, default))
-    return sorted([*claimed, *(_away(w, claimed, spans) for w in free)])
+    windows = [*claimed, *(_away(w, claimed, spans) for w in free)]
+    return sorted(w for w in windows if w[0] < w[1])
 
 
 def _cells(machine: MachineDescription) -> Iterator[Range]:
@@ -154,7 +155,8 @@ def _in_use(cell: Range, spans: Iterable[_Span]) -> Iterator[_Span]:
             continue
         if held:
             yield held
-        held = max(start, held[1]) if held else start, end, key
+            start, end = max(start, held[1]), max(end, held[1])
+        held = start, end, key
     if held:
         yield held
 

@@ -8,11 +8,21 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import pytest
+from pci_bench import Lines
 
+from hvcore.errors import BadMachine
+from hvcore.machine import dsdt
+from hvcore.machine.bus import Bus
+from hvcore.machine.clock import Clock
 from hvcore.machine.description import BarDescription, EcamDescription, MachineDescription, PciDescription, UnitDescription
+from hvcore.machine.dma import DmaFabric
+from hvcore.machine.dsdt import build_dsdt
+from hvcore.machine.memory import Memory
 from hvcore.machine.pc import Pc
+from hvcore.machine.pci import RootComplex
 from hvcore.machine.pcifunction import Bridge, PciFunction
 from hvcore.machine.pciwindows import root_buses
 from hvcore.sources import load, shipped
@@ -369,3 +379,50 @@ def test_the_tables_lie_where_no_guest_takes_memory(name: str) -> None:
     madt = acpi.parse_madt(acpi.table(pc.memory, "APIC") or b"")
     ioapic = pc.topology.ioapic
     assert [e.id for e in madt.entries if isinstance(e, acpi.IoApic)] == [ioapic.scope.enumeration_id if ioapic else 0]
+
+
+def any_machine(r: Random) -> MachineDescription:
+    """One that no firmware would leave: BARs, buses and reserved entries anywhere, also over one another."""
+    edges = sorted(r.choice((r.randrange(2 * GIB, FOUR_GIB), r.randrange(0xFDFFF000, 0xFE003000), r.randrange(7 * GIB, 1 << 41)))
+                   for _ in range(2 * r.randrange(4)))
+    entries = tuple(E820Entry(a, b, r.choice((2, 3, 4))) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b)
+    functions = {}
+    for _ in range(r.randrange(24)):
+        size, source, segment = 1 << r.choice((8, 12, 16, 20, 28)), r.choice((r.randrange(256), r.randrange(1 << 16))), r.choice((0, 0, 7))
+        place = r.choice((r.randrange(FOUR_GIB), r.randrange(1 << 43), 0xFE000000, 0xFEC00000 - size)) & ~(size - 1)
+        ports = BarDescription(2, "io", 1 << r.randrange(2, 9))
+        ports = replace(ports, address=r.choice((None, r.randrange(1 << 16) & ~(ports.size - 1))))
+        behind = r.randrange(1, 256)
+        functions[segment, source] = r.choice((
+            stub(source, mem(r.choice((None, place)), size, 0, r.random() < 0.3), ports, segment=segment),
+            bridge(source, behind, min(255, behind + r.randrange(9)), segment)))
+    windows = EcamDescription(r.choice((0xB0000000, 0xF8000000, 8 * GIB)), 0, r.choice((0, 63, 255)))
+    return replace(PC, e820=(*E820, *entries), ecam=r.choice((None, windows)), pci=tuple(functions.values()))
+
+
+def test_windows_of_any_machine_share_no_byte() -> None:
+    for seed in range(150):
+        pc = Pc(any_machine(Random(seed)))
+        found = root_buses(pc.machine, pc.root.functions.values())
+        assert apart([w for r in found for w in r.memory]) and apart([w for r in found for w in r.ports]), seed
+        assert all(a < b for r in found for a, b in (*r.memory, *r.ports)), seed
+        for segment in (0, 7):
+            assert apart([(r.bus, r.last + 1) for r in found if r.segment == segment]), seed
+        acpi.parse_header(table(pc, "DSDT"), "DSDT")
+        pc.close()
+
+
+def test_more_root_buses_than_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = replace(PC, pci=tuple(stub(bdf(i & 0xFF, 0, 0), segment=i >> 8) for i in range(300)))
+    functions = RootComplex(*parts(many)).functions.values()
+    table = build_dsdt(many, functions)
+    assert b"PCFF" in table and b"R100" in table and b"R12B" in table
+    monkeypatch.setattr(dsdt, "_MOST_ROOTS", 299)
+    with pytest.raises(BadMachine, match="300 PCI root buses, firmware has names for 299"):
+        build_dsdt(many, functions)
+
+
+def parts(description: MachineDescription) -> tuple[Bus, DmaFabric, Clock, MachineDescription, Lines]:
+    """What a root complex is made of."""
+    memory = Memory(description.ram_runs)
+    return Bus(memory), DmaFabric(memory, lambda segment, source: None), Clock(), description, Lines()
