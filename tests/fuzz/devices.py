@@ -4,11 +4,15 @@ from collections.abc import Callable
 from itertools import pairwise
 from random import Random
 
+from hvcore.machine.apic import LocalApic
 from hvcore.machine.bus import Bus
 from hvcore.machine.clock import Clock
 from hvcore.machine.cmos import Cmos
 from hvcore.machine.description import BarDescription, DiskDescription, EcamDescription, MachineDescription, PciDescription
 from hvcore.machine.dma import DmaFabric
+from hvcore.machine.firmware import IOAPIC_ADDRESS
+from hvcore.machine.interrupts import InterruptSystem
+from hvcore.machine.ioapic import IoApic
 from hvcore.machine.memory import Memory
 from hvcore.machine.pci import RootComplex
 from hvcore.machine.pic import Pic
@@ -17,6 +21,7 @@ from hvcore.machine.pm1 import Pm1
 from hvcore.machine.pmtimer import PmTimer
 from hvcore.machine.reset import ResetPorts
 from hvcore.machine.uart import Uart
+from hvcore.spec.apic import LOCAL, LOCAL_APIC_ADDRESS
 from hvcore.spec.bits import bit
 from hvcore.spec.dma import DmaRequest, RemapFault
 from hvcore.spec.e820 import E820Entry
@@ -259,4 +264,45 @@ def ports(seed: int) -> str:
     return f"{'interrupts' if acknowledged else 'no interrupt'}, {'reset' if a.resets else 'no reset'}"
 
 
-TARGETS: dict[str, Callable[[int], str]] = {"nvme": nvme, "edu": edu, "config": config, "ports": ports}
+def controllers(seed: int) -> str:
+    """Local APIC, I/O APIC and 8259 pair together: random registers, lines, messages and time, and a processor that takes interrupts."""
+    r, clock, bus = Random(seed), Clock(), Bus(Memory([(0, 4096)]))
+    apic = LocalApic(clock)
+    system = InterruptSystem(Pic(bus), IoApic(lambda address, data: system.message(address, data)), apic)
+    Pit(bus, clock, system)
+    bus.map_mmio(LOCAL_APIC_ADDRESS, 4096, "local APIC", apic)
+    bus.map_mmio(IOAPIC_ADDRESS, 4096, "I/O APIC", system.ioapic)
+    wire, taken = [False], set[int]()
+    system.changed = lambda: wire.append(system.pending() is not None)
+    for _ in range(200):
+        _disturb(r, bus, system)
+        clock.advance(r.choice((0, 0, 1, 1000, 100_000)))
+        pending = system.pending()
+        assert wire[-1] == (pending is not None) and all(a != b for a, b in pairwise(wire)), "the processor was told something else"
+        assert not (apic.irr | apic.isr) & 0xFFFF and not (apic.irr | apic.isr) >> 256
+        if pending is not None and often(r, 0.6):
+            assert system.acknowledge() == pending
+            taken.add(pending)
+    assert all(0 <= v < 256 for v in taken)
+    return "interrupts" if taken else "no interrupt"
+
+
+def _disturb(r: Random, bus: Bus, system: InterruptSystem) -> None:
+    """One access, line or message."""
+    what, value = r.randrange(8), r.choice((0, 0x1FF, 0x700, r.randrange(256), r.randrange(256) | 0x8000, number(r, 32)))
+    if what < 3:
+        at = r.choice(LOCAL).offset if often(r, 0.9) else r.randrange(4096)
+        bus.read(LOCAL_APIC_ADDRESS + at, 4)
+        bus.write(LOCAL_APIC_ADDRESS + at, r.choice((4, 4, 4, 4, 1, 8)), value)
+    elif what < 5:
+        bus.write(IOAPIC_ADDRESS, 4, r.choice((*range(0x10, 0x40), 0, 1, number(r, 8))))
+        bus.write(IOAPIC_ADDRESS + r.choice((0x10, 0x10, 0x40, r.randrange(256))), 4, value)
+    elif what == 5:
+        system.set_line(r.randrange(24), often(r, 0.5))
+    elif what == 6:
+        system.message(0xFEE00000 | number(r, 20), value)
+    else:
+        bus.port_write(r.choice((0x20, 0x21, 0xA0, 0xA1, 0x40, 0x43, 0x4D0, 0x4D1)), 1, r.randrange(256))
+
+
+TARGETS: dict[str, Callable[[int], str]] = {"nvme": nvme, "edu": edu, "config": config, "ports": ports, "controllers": controllers}
