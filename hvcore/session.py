@@ -35,11 +35,11 @@ from .vmm.core import Core
 from .vmm.exits import Exits
 
 if TYPE_CHECKING:
-    from .snapshot import Moment
     from os import PathLike
 
     from .attack import Attack, Scenario
     from .linux import LinuxImage
+    from .snapshot import Moment
 
 __all__ = ["Machine", "command_line", "lab_guest"]
 
@@ -336,11 +336,11 @@ class Machine:
         return snapshot.moments(self)
 
     def rewind(self, to: object = None) -> "Moment":
-        """Goes back to a moment of `snapshots`; with a virtual time in nanoseconds, or a record of `run.faults`, `run.dma` or `run.history`,
-        to the last one before that; with None to the last one before now.  The moments after it are gone.
+        """Goes back to a moment of `snapshots`; with a virtual time in nanoseconds, or a record of `run.faults`, `run.dma` or
+        `run.history`, to the last one before that; with None to the last one before now.  The moments after it are gone.
 
-        The machine is stopped there (or waits, where it did) and can go on, be stepped or changed; nothing else done to it, going on repeats
-        what was.  Raises HvlabError where no such moment is kept.
+        The machine is stopped there (or waits, where it did) and can go on, be stepped or changed; nothing else done to it, going on
+        repeats what was.  Raises HvlabError where no such moment is kept.
         """
         from . import snapshot
         return snapshot.rewind(self, to)

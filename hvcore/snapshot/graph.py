@@ -308,7 +308,8 @@ class _Decoder:
 
     def _part(self, at: Any, length: Any) -> bytes:
         if self._shared is not None:
-            return self._shared[at]
+            whole: bytes = self._shared[at]
+            return whole
         _must(type(at) is int and type(length) is int and 0 <= at <= at + length <= len(self._blob), "bytes lie beyond the end")
         return self._blob[at:at + length]
 
@@ -385,7 +386,8 @@ class _Decoder:
         _, name, at, length = node
         cls = bytearray if name is None else registry.class_of(name)
         _must(isinstance(cls, type) and issubclass(cls, bytearray), "bytes have no class")
-        return cls(self._part(at, length))          # type: ignore[misc, no-any-return]
+        made: bytearray = cls(self._part(at, length))       # type: ignore[misc]
+        return made
 
     def _object(self, node: list[Any]) -> Any:
         cls, _ = self._shape(node)

@@ -1,9 +1,9 @@
 """The past of a machine that runs: light snapshots in memory, to step back into.
 
-Each is the graph of the machine's state and what it takes to go from the memory of the next one back to its own; only of the newest there is
-a whole copy.  They are taken on the machine's own thread, where it can be held, at the first such point after every `every` nanoseconds of
-virtual time in which there was something to do; so the same boot has them at the same places, and what follows a step back is what followed
-before.
+Each is the graph of the machine's state and what it takes to go from the memory of the next one back to its own; only of the newest there
+is a whole copy.  They are taken on the machine's own thread, where it can be held, at the first such point after every `every` nanoseconds
+of virtual time in which there was something to do; so the same boot has them at the same places, and what follows a step back is what
+followed before.
 """
 
 import marshal
