@@ -26,6 +26,7 @@ _ID, _LDR, _DFR, _ICR_LOW, _ICR_HIGH, _ESR = (_INDEX[n] for n in ("ID", "LDR", "
 _PPR, _EOI, _INITIAL_COUNT, _CURRENT_COUNT, _DIVIDE = (_INDEX[n] for n in ("PPR", "EOI", "INITIAL_COUNT", "CURRENT_COUNT", "DIVIDE"))
 _ENABLED, _MASKED, _PERIODIC = SVR["EN"].mask, LVT["MASK"].mask, LVT["MODE"].mask
 _WRITE_MASKS = {i: r.write_mask for i, r in _AT.items()}
+_LOGICAL, _LEVEL = MSI_ADDRESS["DM"].mask, MSI_DATA["TM"].mask
 _FIXED = (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
 _FIRST_VECTOR, _ALL, _CLUSTER = 16, 0xFF, 0
 _BY_DESTINATION, _SELF, _ALL_OTHERS = 0, 1, 3
@@ -220,9 +221,9 @@ class LocalApic:
         entry = self._values[index]
         if entry & _MASKED:
             return
-        mode = LVT.get(entry, "DLM")
+        mode = entry >> 8 & 7
         if mode == DeliveryMode.FIXED:
-            self.accept(LVT.get(entry, "V"))
+            self.accept(entry & 0xFF)
         else:
             self._lose(mode)
 
@@ -231,11 +232,9 @@ class LocalApic:
 
     def message(self, address: int, data: int) -> bool:
         """A message-signalled interrupt in compatibility format; whether it was for this APIC."""
-        logical = bool(address & MSI_ADDRESS["DM"].mask)
-        destination = MSI_ADDRESS.get(address, "DST_HIGH") << 8 | MSI_ADDRESS.get(address, "DST")
-        if not self._addressed(destination, logical):
+        if not self._addressed(address >> 12 & 0xFF | address >> 40 << 8, bool(address & _LOGICAL)):
             return False
-        self._take(MSI_DATA.get(data, "DLM"), MSI_DATA.get(data, "V"), bool(data & MSI_DATA["TM"].mask))
+        self._take(data >> 8 & 7, data & 0xFF, bool(data & _LEVEL))
         self.changed()
         return True
 

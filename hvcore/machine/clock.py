@@ -23,6 +23,10 @@ def _nothing() -> None:
     pass
 
 
+_CROWD = 64
+"""So many timers on a clock are looked through for cancelled ones."""
+
+
 class Clock:
     """`now` is virtual nanoseconds since power-on, of which `idle` were jumped over because nobody had anything to do.
 
@@ -36,13 +40,22 @@ class Clock:
         self.now = self.idle = 0
         self._queue: list[tuple[int, int, Timer]] = []
         self._order = 0
+        self._crowd = _CROWD
 
     def after(self, delay: int, callback: Callable[[], None]) -> Timer:
         """Runs `callback` when `delay` more nanoseconds have passed."""
+        if len(self._queue) >= self._crowd:
+            self._sweep()
         timer = Timer(self.now + max(delay, 0), callback)
         heapq.heappush(self._queue, (timer.at, self._order, timer))
         self._order += 1
         return timer
+
+    def _sweep(self) -> None:
+        """Forgets the cancelled timers, which otherwise pile up where software starts one anew again and again."""
+        self._queue = [entry for entry in self._queue if entry[2].callback is not _nothing]
+        heapq.heapify(self._queue)
+        self._crowd = max(_CROWD, 2 * len(self._queue))
 
     def advance(self, duration: int) -> None:
         """Lets `duration` nanoseconds pass; timers run in order, each at its own time."""

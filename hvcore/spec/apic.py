@@ -91,6 +91,12 @@ RTE_RESET = RTE["MASK"].mask
 """A redirection table entry after reset: masked."""
 
 
+_LOGICAL, _TO_LOGICAL = RTE["DM"].mask, MSI_ADDRESS["DM"].mask
+_SAME = sum(RTE[name].mask for name in ("TM", "DLM", "V"))
+"""Fields that lie in a message's data where they lie in an entry."""
+_MESSAGES, _ASSERTED = MSI_ADDRESS.make(HEAD=0xFEE), MSI_DATA.make(LEVEL=1)
+
+
 def divisor(dcr: int) -> int:
     """By what the timer divides the bus clock, from the divide configuration register."""
     return 1 << ((dcr >> 1 & 4 | dcr & 3) + 1 & 7)
@@ -101,5 +107,5 @@ def entry_message(entry: int) -> tuple[int, int]:
 
     Bits 63:48 go to 19:4 of the address, so that an entry can hold a message in remappable format (VT-d 4.1, section 5.1.5.1).
     """
-    address = MSI_ADDRESS.make(HEAD=0xFEE, DM=RTE.get(entry, "DM")) | entry >> 48 << 4
-    return address, MSI_DATA.make(V=RTE.get(entry, "V"), DLM=RTE.get(entry, "DLM"), LEVEL=1, TM=RTE.get(entry, "TM"))
+    logical = _TO_LOGICAL if entry & _LOGICAL else 0
+    return _MESSAGES | entry >> 48 << 4 | logical, entry & _SAME | _ASSERTED
