@@ -137,9 +137,11 @@ def test_the_shell_comes_back(linux: Linux) -> None:
 
 def test_memcheck(linux: Linux) -> None:
     assert linux.shell("rm -f /tmp/memcheck*; memcheck verify; echo $?") == "memcheck: nothing to verify: run `memcheck make`\n2\n"
-    made = linux.shell("memcheck make 4")
-    assert (found := re.fullmatch(r"memcheck: made 4 MiB, md5 ([0-9a-f]{32})\n", made))
-    assert linux.shell("wc -c </tmp/memcheck") == f"{4 * MIB}\n"
+    assert linux.shell("memcheck make x; echo $?") == "memcheck: x is no number of MiB\n2\n"
+    made = linux.shell("memcheck make 2")
+    assert (found := re.fullmatch(r"memcheck: made 2 MiB, md5 ([0-9a-f]{32})\n", made))
+    assert linux.shell("wc -c </tmp/memcheck") == f"{2 * MIB}\n"
+    assert linux.shell("od -A n -v -t x4 -w4096 /tmp/memcheck | sort -u | wc -l") == "512\n", "a page is like another"
     assert linux.shell("memcheck verify; echo $?") == f"memcheck: intact, md5 {found[1]}\n0\n"
     linux.shell("printf x | dd of=/tmp/memcheck bs=1 seek=1234567 conv=notrunc")
     assert linux.shell("memcheck verify; echo $?").startswith(f"memcheck: DAMAGED, md5 was {found[1]} and is ")
