@@ -324,6 +324,15 @@ def test_masked_it_counts_but_nobody_waits_for_it(bench: Bench) -> None:
     assert bench.clock.next() is None and bench.take() is None, "it was over meanwhile"
 
 
+def test_starting_it_again_and_again_leaves_nothing_on_the_clock(bench: Bench) -> None:
+    bench.write("LVT_TIMER", 0x61)
+    for count in range(10_000):
+        bench.write("INITIAL_COUNT", 1_000_000 + count)
+    assert len(bench.clock._queue) < 200 and bench.clock.next() == 2 * 1_009_999
+    bench.clock.advance(2 * 1_009_999)
+    assert bench.take() == 0x61 and bench.clock.next() is None
+
+
 class Counter:
     """A timer that counts tick by tick."""
 
