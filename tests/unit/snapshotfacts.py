@@ -30,7 +30,8 @@ def facts(machine: Machine) -> dict[str, Any]:
     assert run is not None
     return {
         "memory": memory_digest(machine), "time": pc.clock.now, "state": machine.state, "outcome": run.outcome, "why": run.why,
-        "config": run.config.to_dict(), "console": str(run.console), "faults": str(run.faults), "exits": machine.exits and machine.exits.count,
+        "config": run.config.to_dict(), "console": str(run.console), "faults": str(run.faults),
+        "exits": machine.exits.count if machine.exits else None,
         "units": [unit.file.bytes.hex() for unit in pc.units], "caches": repr([unit.cached for unit in pc.units]),
         "notes": repr([list(unit.notes) for unit in pc.units]), "history": repr(list(pc.journal.happenings)),
         "dma": _digest(repr(list(pc.fabric.trace))), "messages": repr(list(pc.fabric.interrupts)), "registers": _registers(machine),

@@ -229,7 +229,7 @@ def test_what_cannot_be_saved_says_why(tmp_path: Path) -> None:
             m.save(path)
         m.boot(progress=lambda phase: m.stop() and None if phase == "pci" else None)
         assert m.state == "stopped"
-        with pytest.raises(HvlabError, match="resume.. it until its guest runs"):
+        with pytest.raises(HvlabError, match=r"resume\(\) it until its guest runs"):
             m.save(path)
         m.resume()
         m.save(path)
