@@ -1,0 +1,107 @@
+"""What a Linux's console comes to, how far it shows the boot to be, and which guest is chosen by what is asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvcore import outcome
+from hvcore.errors import BadConfig, BadMachine
+from hvcore.guestimage import LINUX_COMMAND_LINE, choose_guest, is_linux, lab_guest
+from hvcore.linux import LinuxImage
+from hvcore.phases import Progress, stage_of
+from hvcore.spec.linuxboot import Kernel
+
+FOUND = "[    0.5] nvme nvme0: pci function 0000:00:02.0\n"
+TIMED_OUT = "[   62.6] nvme nvme0: I/O 28 QID 0 timeout, disable controller\n[   62.7] nvme nvme0: Identify Controller failed (-4)\n"
+REMOVED = "[   62.8] nvme nvme0: Removing after probe failure status: -5\n"
+QUEUES = "[    0.6] nvme nvme0: 1/0/0 default/read/poll queues\n"
+SUMS = "lab: block devices: nvme0n1 (67108864 bytes)\nlab: nvme0n1: md5 of 1048576 bytes at 0: e155fc4fdb390226559f156347af4a7b\n"
+READY = "lab: ready (Linux 6.1.0)\nlab# "
+FAULT = "00:02.0's DMA read at 0x101e63000 was blocked (PTE Read access is not set, reason 6)"
+
+
+@pytest.mark.parametrize(("console", "fault", "told", "why"), [
+    ("", None, "guest-crash", "there is no shell, and its console is empty"),
+    ("[    0.1] Linux version 6.1\n", None, "guest-crash", "there is no shell; its console ends with: [    0.1] Linux version 6.1"),
+    (FOUND + QUEUES + SUMS + READY, None, "up", "the guest's shell is ready and its disk was read"),
+    ("lab: block devices: none\n" + READY, None, "up", "the guest's shell is ready; its kernel found no NVMe controller"),
+    (FOUND + TIMED_OUT + REMOVED + READY, FAULT, "disk-lost",
+     f"{FAULT}; the guest says: nvme nvme0: I/O 28 QID 0 timeout, disable controller; nvme nvme0: Identify Controller failed (-4); "
+     "nvme nvme0: Removing after probe failure status: -5"),
+    (FOUND + "[   60.1] nvme nvme0: I/O tag 0 (0000) QID 0 timeout, disable controller\n"
+     "[   60.2] nvme 0000:00:02.0: probe with driver nvme failed with error -5\n" + READY, None, "disk-lost",
+     "the guest says: nvme nvme0: I/O tag 0 (0000) QID 0 timeout, disable controller; "
+     "nvme 0000:00:02.0: probe with driver nvme failed with error -5"),
+    (FOUND + "[    9.1] nvme nvme0: Device not ready; aborting initialisation, CSTS=0x0\n" + READY, None, "disk-lost",
+     "the guest says: nvme nvme0: Device not ready; aborting initialisation, CSTS=0x0"),
+    (FOUND + QUEUES + "lab: nvme0n1: 1048576 bytes at 0 cannot be read\n" + READY, None, "disk-lost",
+     "the guest says: lab: nvme0n1: 1048576 bytes at 0 cannot be read"),
+    (FOUND + QUEUES + READY, None, "disk-lost", "the kernel found an NVMe controller, and no disk that could be read came of it"),
+    (FOUND + "lab: an NVMe controller has not settled after 200 s\n" + READY, None, "disk-lost",
+     "the guest says: lab: an NVMe controller has not settled after 200 s"),
+    (FOUND + QUEUES + SUMS + READY + "[   99.0] nvme nvme0: I/O 3 QID 1 timeout, reset controller\n", FAULT, "disk-lost",
+     f"{FAULT}; the guest says: nvme nvme0: I/O 3 QID 1 timeout, reset controller"),
+    (FOUND + TIMED_OUT + REMOVED + READY + "echo 0000:00:02.0 >/sys/bus/pci/drivers/nvme/bind\n" + QUEUES + SUMS + "lab# ", FAULT, "up",
+     "the guest's shell is ready and its disk was read")])
+def test_what_a_console_comes_to(console: str, fault: str | None, told: str, why: str) -> None:
+    assert outcome.of_linux(console, fault) == outcome.Ending(told, why)
+
+
+def test_the_words_of_a_panic() -> None:
+    oops = "[    1.0] BUG: kernel NULL pointer dereference, address: 0000000000000020\n[    1.0] Oops: 0000 [#1] SMP\n"
+    panic = "[    1.1] Kernel panic - not syncing: Fatal exception\n"
+    end = "[    1.2] ---[ end Kernel panic - not syncing: Fatal exception ]---\n"
+    assert outcome.death_words(oops + panic + end) == ("BUG: kernel NULL pointer dereference, address: 0000000000000020; "
+                                                       "Kernel panic - not syncing: Fatal exception")
+    assert outcome.death_words(panic + end + oops) == "Kernel panic - not syncing: Fatal exception"
+    assert outcome.panic_in(panic) and outcome.panic_in(end) and not outcome.panic_in(oops)
+
+
+def test_the_stages_follow_one_another_and_never_go_back() -> None:
+    lines = ["[    0.0] Linux version 6.1.0", "[    0.1] Memory: 2G", "[    0.3] PCI: Probing PCI hardware", "[    0.4] Serial: 8250/16550",
+             "[    0.5] nvme nvme0: pci function 0000:00:02.0", "[    0.6] pci_bus 0000:00: root bus",
+             "[    0.7] Run /init as init process", "[    0.8] nvme nvme0: 1/0/0 default/read/poll queues", "lab: ready (Linux 6.1.0)", "[   90.0] nvme nvme0: I/O timeout"]
+    stages = ["kernel"]
+    for line in lines:
+        stages.append(stage_of(line, stages[-1]))
+    assert stages[1:] == ["kernel", "kernel", "drivers", "drivers", "disk", "disk", "init", "init", "shell", "shell"]
+
+
+def test_progress_in_words() -> None:
+    progress = Progress("guest: drivers", 12_340_000_000, 3.21, 2_000_000, "[   12.3] nvme nvme0: pci function")
+    assert progress.instructions == 11_000_000
+    assert str(progress) == ("guest: drivers: 12.3 s of its time in 3.2 s, about 11 million instructions: "
+                             "[   12.3] nvme nvme0: pci function")
+    assert str(Progress(None, 0, 0.0, 0, "")) == "at rest: 0.0 s of its time in 0.0 s"
+
+
+IMAGE = LinuxImage("6.1.0", lab_guest(), b"\x04", b"initrd")
+
+
+def test_a_guest_is_the_lab_guest_an_image_or_what_was_given() -> None:
+    lab = lab_guest()
+    assert choose_guest() == choose_guest("lab") == lab and not is_linux(lab)
+    assert choose_guest(lab, words="a=b") == Kernel(lab, command_line="a=b") and not is_linux(Kernel(lab, command_line="a=b"))
+    linux = choose_guest(IMAGE)
+    assert linux == Kernel(lab, b"\x04", b"initrd", LINUX_COMMAND_LINE) and is_linux(linux) and choose_guest(linux) is linux
+    assert choose_guest(IMAGE, words="quiet") == choose_guest(linux, words="quiet")
+    assert choose_guest(IMAGE, words="quiet") == Kernel(lab, b"\x04", b"initrd", f"{LINUX_COMMAND_LINE} quiet")
+
+
+@pytest.mark.parametrize(("asked", "error", "why"), [
+    (("beos",), BadConfig, "no guest 'beos': give 'lab', 'linux', or 'linux-6.1'"), ((5,), BadConfig, "5 is no guest"),
+    (("lab", "vmlinuz"), BadConfig, "files of a Linux: give them with guest='linux'"),
+    ((IMAGE, None, "initrd"), BadConfig, "files of a Linux"),
+    (("linux", 5), BadConfig, "kernel is the path of a file, not 5"), (("linux", None, b"x"), BadConfig, "initrd is the path of a file"),
+    ((None, None, None, 5), BadConfig, "command_line takes text"),
+    ((None, "/nosuch/vmlinuz"), BadMachine, "/nosuch/vmlinuz cannot be read")])
+def test_what_is_no_guest(asked: tuple[Any, ...], error: type[Exception], why: str) -> None:
+    with pytest.raises(error, match=why):
+        choose_guest(*asked)
+
+
+def test_an_empty_cache_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVLAB_CACHE", str(tmp_path))
+    with pytest.raises(BadMachine, match="no Linux kernel here: run `hvlab linux fetch`"):
+        choose_guest("linux")
