@@ -61,7 +61,8 @@ def test_the_words_of_a_panic() -> None:
 def test_the_stages_follow_one_another_and_never_go_back() -> None:
     lines = ["[    0.0] Linux version 6.1.0", "[    0.1] Memory: 2G", "[    0.3] PCI: Probing PCI hardware", "[    0.4] Serial: 8250/16550",
              "[    0.5] nvme nvme0: pci function 0000:00:02.0", "[    0.6] pci_bus 0000:00: root bus",
-             "[    0.7] Run /init as init process", "[    0.8] nvme nvme0: 1/0/0 default/read/poll queues", "lab: ready (Linux 6.1.0)", "[   90.0] nvme nvme0: I/O timeout"]
+             "[    0.7] Run /init as init process", "[    0.8] nvme nvme0: 1/0/0 default/read/poll queues",
+             "lab: ready (Linux 6.1.0)", "[   90.0] nvme nvme0: I/O timeout"]
     stages = ["kernel"]
     for line in lines:
         stages.append(stage_of(line, stages[-1]))
