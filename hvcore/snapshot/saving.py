@@ -200,6 +200,9 @@ def _fill(machine: "Machine", reader: Reader, number: int | None) -> None:
     ready = state.prepare(_graph(reader, "machine"), booting)
     guest, _ = decode(_graph(reader, "guest"), {})
     pages = _pages(reader, booting.pc.memory)
+    if booting.run is not None:
+        for told in reader.header["chunks"]:
+            reader.packed(reader.section(told))
     machine.settle()
     try:
         booting.pc.close_processors()
