@@ -158,6 +158,13 @@ class Cpu:
         """An access to a device takes its time, and is where any processor can be paused."""
         self.meter.elapse(ACCESS_NS)
         if self._pausing and not self._exited:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Emulation stops soon, between two instructions: at the next block where blocks are counted."""
+        if self.meter.works:
+            self.meter.poke()
+        else:
             self.uc.emu_stop()
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
@@ -176,7 +183,7 @@ class Cpu:
         self._drive_pin()
         if level and self._running and self.state is not None:
             self._nudged = True
-            self.uc.emu_stop()
+            self._leave()
 
     def _drive_pin(self) -> None:
         """An interrupt that the VMCB does not intercept would need the vector at once: it waits for an exit."""
@@ -201,7 +208,7 @@ class Cpu:
         if vmcb := self.memory.read64(self.hsave + SaveArea.RAX):
             self._enter_guest(vmcb)
         if self._pausing:
-            self.uc.emu_stop()
+            self._leave()
 
     def _on_interrupt(self, _uc: Uc, number: int, _data: Any) -> None:
         if number >= 0x100:
@@ -227,7 +234,7 @@ class Cpu:
         """An external interrupt that was delivered is told again where the emulator is stopped before the next exit: so it stops anew."""
         self._injected = None
         if self._stop or self._pausing or self._nudged or self.meter.empty:
-            self.uc.emu_stop()
+            self._leave()
 
     def _on_invalid(self, _uc: Uc, _data: Any) -> bool:
         if self._exceptions is not None and self.in_guest():
@@ -261,6 +268,8 @@ class Cpu:
         for block, first, last in self._blocks:
             if start < last and first < end:
                 self.exit.drop_code(block + max(start, first) - first, block + min(end, last) - first, self._running)
+        if self._running and self.exit.stale:
+            self._leave()
 
     # --- use
 
@@ -270,7 +279,7 @@ class Cpu:
         """
         self._watch.want(ranges, stores)
         if not self._closed:
-            self.uc.emu_stop() if self._running else self._watch.begin()
+            self._leave() if self._running else self._watch.begin()
 
     def in_guest(self) -> bool:
         """Whether guest code runs: VMRUN stores the host's RIP in the save area, an exit clears it."""
@@ -324,11 +333,13 @@ class Cpu:
             self._emulate_once()
             due = self._nudged or self.meter.was_empty
             self.meter.elapse()
+            due = due or self.state is not None
             again = self.exit.settle() or self._watch.begin() or (self._exited if self._pausing else due and not self._halted())
             interrupted = again and self._stop is None
 
     def _emulate_once(self, count: int = 0) -> None:
         self._running = True
+        self.meter.begin()
         if self.state is not None:
             self.state.halted.value = 0
         try:
@@ -381,8 +392,8 @@ class Cpu:
         self._pausing = True
         if at_once:
             self._exited = False
-        if not self._closed and (at_once or self.exit.stops_between_instructions):
-            self.uc.emu_stop()
+        if not self._closed and (at_once or self.meter.works or self.exit.stops_between_instructions):
+            self._leave()
 
     @property
     def stopping(self) -> bool:

@@ -1,7 +1,7 @@
 """How much code the processor has executed, and the virtual time that it takes: the emulator's own code counts blocks down, and stops at
 zero, when the next timer is due.
 
-A block is what runs without a jump.  The counter is a dozen bytes of machine code behind the emulator's block hook, for x86-64 computers
+A block is what runs without a jump.  The counter is a few bytes of machine code behind the emulator's block hook, for x86-64 computers
 with the System V calling convention; it costs about 2 ns a block.  Elsewhere nothing is counted and computing takes no virtual time.
 """
 
@@ -22,16 +22,14 @@ BLOCK_NS = 2
 _ENDLESS = 1 << 40
 """Blocks where no timer is due."""
 
-_COUNT = bytes.fromhex("48897110 48ff09 7401 c3 ff6108")
-"""mov [rcx + 16], rsi; dec qword [rcx]; je +1; ret; jmp [rcx + 8]: rdi is the emulator, rsi the block's address, rcx the `_Fuel`; the jump
-goes to `uc_emu_stop`."""
-
-
+_COUNT = bytes.fromhex("48897110 48ff09 7407 80791800 7501 c3 ff6108")
+"""mov [rcx + 16], rsi; dec qword [rcx]; je +7; cmp byte [rcx + 24], 0; jne +1; ret; jmp [rcx + 8]: rdi is the emulator, rsi the block's
+address, rcx the `_Fuel`; the jump goes to `uc_emu_stop`."""
 _NOWHERE = (1 << 64) - 1
 
 
 class _Fuel(ctypes.Structure):
-    _fields_ = (("left", ctypes.c_int64), ("stop", ctypes.c_uint64), ("block", ctypes.c_uint64))
+    _fields_ = (("left", ctypes.c_int64), ("stop", ctypes.c_uint64), ("block", ctypes.c_uint64), ("poked", ctypes.c_uint64))
 
 
 class Meter:
@@ -39,7 +37,7 @@ class Meter:
 
     def __init__(self, uc: Uc, clock: Clock):
         self.clock, self.total = clock, 0
-        self._fuel, self._filled = _Fuel(_ENDLESS, 0, _NOWHERE), _ENDLESS
+        self._fuel, self._filled = _Fuel(_ENDLESS, 0, _NOWHERE, 0), _ENDLESS
         self._was_empty = False
         self._page = _machine_code()
         if self._page is not None:
@@ -64,6 +62,17 @@ class Meter:
         due = self.clock.next()
         blocks = _ENDLESS if due is None else max((due - self.clock.now) // BLOCK_NS, 0) + 1
         self._fuel.left = self._filled = blocks + 1
+
+    def poke(self) -> None:
+        """Stops emulation at the beginning of the next block; from hooks and from any thread.
+
+        `uc_emu_stop` from there would have the emulator skip the hooks of what is left of the block: an OUT would be lost.
+        """
+        self._fuel.poked = 1
+
+    def begin(self) -> None:
+        """Emulation begins: whoever poked before has been heard."""
+        self._fuel.poked = 0
 
     def stopped_at(self, rip: int) -> None:
         """Emulation has stopped: a stop comes at the beginning of a block that is counted already and has not run yet."""

@@ -18,6 +18,9 @@ __all__ = ["Exit", "ExportedExit", "PublicExit", "choose"]
 class Exit(Protocol):
     """How an exit is finished and stale code dropped."""
 
+    stale: bool
+    """Whether the emulator must stop for what could not be done inside a hook."""
+
     @property
     def stops_between_instructions(self) -> bool:
         """Whether the emulator, stopped from another thread, finishes the instruction it is at."""
@@ -54,6 +57,8 @@ class Exit(Protocol):
 
 class ExportedExit:
     """By the emulator's own function: exact, 20 us an exit."""
+
+    stale = False
 
     def __init__(self, uc: Uc, private: emulator.Private):
         self.uc, self.private = uc, private
@@ -157,10 +162,9 @@ class PublicExit:
         return ctypes.c_int32.from_address((at or 0) + self.error_code).value & 0xFFFFFFFF
 
     def drop_code(self, start: int, end: int, running: bool) -> None:
-        """All code.  Not allowed inside a hook: there the emulator stops first and `settle` does it."""
+        """All code.  Not allowed inside a hook: the emulator is to stop first, and `settle` does it."""
         if running:
             self.stale = True
-            self.uc.emu_stop()
         else:
             self.uc.ctl_flush_tb()
 
