@@ -9,16 +9,18 @@ from ..errors import BadMachine
 from .e820 import ENTRY_SIZE, E820Entry, pack
 
 __all__ = ["BOOT_FLAG", "BOOT_PARAMS_SIZE", "CMD_LINE_PTR", "E820_ENTRIES", "E820_MAX", "E820_TABLE", "HEADER", "LOADFLAGS", "SENTINEL",
-           "SETUP_HEADER", "TYPE_OF_LOADER", "VERSION", "VID_MODE", "Elf", "Kernel", "Segment", "boot_params", "load_elf"]
+           "SETUP_HEADER", "TYPE_OF_LOADER", "VERSION", "VID_MODE", "Elf", "Kernel", "Segment", "boot_params", "load_elf", "rng_seed"]
 
 # Offsets in boot_params ("zero page").  What is not here may stay zero for a kernel that is entered in 64-bit mode.
 BOOT_PARAMS_SIZE = 4096
 E820_ENTRIES, SENTINEL, VID_MODE, BOOT_FLAG, HEADER, VERSION = 0x1E8, 0x1EF, 0x1FA, 0x1FE, 0x202, 0x206
 TYPE_OF_LOADER, LOADFLAGS, CMD_LINE_PTR, E820_TABLE = 0x210, 0x211, 0x228, 0x2D0
 SETUP_HEADER, RAMDISK_IMAGE, RAMDISK_SIZE, EXT_RAMDISK_IMAGE, EXT_RAMDISK_SIZE = 0x1F1, 0x218, 0x21C, 0x0C0, 0x0C4
+SETUP_DATA = 0x250
 E820_MAX = 128
 """Entries that `e820_table` holds."""
 
+_RNG_SEED = 9
 _VID_MODE_NORMAL, _BOOT_FLAG_VALUE, _PROTOCOL, _LOADER_UNKNOWN, _LOADED_HIGH = 0xFFFF, 0xAA55, 0x020C, 0xFF, 1 << 0
 
 _HEADER = struct.Struct("<4sBBBxQHHIQQQIHHH")
@@ -123,12 +125,19 @@ def _physical(entry: int, table: Sequence[tuple[int, ...]]) -> int:
     raise BadMachine(f"the guest's ELF file starts at {entry:#x}, which none of its segments holds")
 
 
-def boot_params(e820: Sequence[E820Entry], cmdline_address: int, setup_header: bytes = b"", ramdisk: tuple[int, int] = (0, 0)) -> bytes:
+def rng_seed(seed: bytes) -> bytes:
+    """A `setup_data` record, the last of its list, with which a loader seeds the kernel's random numbers (SETUP_RNG_SEED, Linux 6.0)."""
+    return struct.pack("<QII", 0, _RNG_SEED, len(seed)) + seed
+
+
+def boot_params(e820: Sequence[E820Entry], cmdline_address: int, setup_header: bytes = b"", ramdisk: tuple[int, int] = (0, 0),
+                setup_data: int = 0) -> bytes:
     """The 4096 bytes of boot_params for a kernel entered in 64-bit mode.
 
     `e820` is the map that the guest gets, in this order; `cmdline_address` the guest-physical address, below 4 GiB, of the
     command line (text that a zero byte ends); `setup_header` the kernel's own header, `ramdisk` guest-physical address and bytes of its
-    initial RAM disk.  Raises BadMachine beyond 128 entries or 4 GiB.
+    initial RAM disk, `setup_data` the guest-physical address of the first such record, 0 for none.  Raises BadMachine beyond 128 entries or
+    4 GiB.
     """
     if len(e820) > E820_MAX:
         raise BadMachine(f"the guest's memory map has {len(e820)} entries; Linux's boot_params holds {E820_MAX}")
@@ -145,6 +154,7 @@ def boot_params(e820: Sequence[E820Entry], cmdline_address: int, setup_header: b
     page[TYPE_OF_LOADER], page[LOADFLAGS] = _LOADER_UNKNOWN, page[LOADFLAGS] | _LOADED_HIGH
     for at, value in ((RAMDISK_IMAGE, ramdisk[0]), (RAMDISK_SIZE, ramdisk[1])):
         struct.pack_into("<I", page, at, value & 0xFFFFFFFF)
+    struct.pack_into("<Q", page, SETUP_DATA, setup_data)
     for at, value in ((EXT_RAMDISK_IMAGE, ramdisk[0]), (EXT_RAMDISK_SIZE, ramdisk[1])):
         struct.pack_into("<I", page, at, value >> 32)
     struct.pack_into("<I", page, CMD_LINE_PTR, cmdline_address)

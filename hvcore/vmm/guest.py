@@ -12,7 +12,7 @@ from ..errors import BadMachine
 from ..machine.memory import PAGE
 from ..spec.bits import align_down, align_up
 from ..spec.e820 import E820Entry
-from ..spec.linuxboot import Elf, Kernel, boot_params
+from ..spec.linuxboot import Elf, Kernel, boot_params, rng_seed
 
 __all__ = ["GuestStart", "load_guest"]
 
@@ -23,6 +23,8 @@ _GIBS = 1024
 _AREA = 8 * PAGE
 _LINE = 2048
 """Bytes that x86 kernels keep of the command line (COMMAND_LINE_SIZE)."""
+SEED = bytes(range(32))
+"""What the loader seeds a kernel's random numbers with: always the same, so that boots repeat."""
 _LOW_END, _RAMDISK_END = 1 << 20, 2 << 30
 
 
@@ -54,12 +56,16 @@ def load_guest(memory: LoadMemory, guest: Elf | Kernel, e820: tuple[E820Entry, .
         if not _usable(e820, segment.address, segment.address + segment.size):
             raise BadMachine(f"the guest wants {segment.address:#x}-{segment.address + segment.size:#x}, "
                              "which this machine's map does not call usable")
-        memory.u8(segment.address, segment.size)[:] = 0
-        memory.write(segment.address, segment.data)
+        place, filled = memory.u8(segment.address, segment.size), len(segment.data)
+        place[:filled] = np.frombuffer(segment.data, np.uint8)
+        place[filled:] = 0
     area = _boot_area(e820, elf)
     params, line, gdt, pml4 = area, area + PAGE, area + 2 * PAGE, area + 3 * PAGE
     ramdisk = _place_ramdisk(memory, kernel.initrd, e820, elf)
-    memory.write(params, boot_params(e820, line, kernel.setup_header, ramdisk))
+    seed = line + _LINE if kernel.setup_header else 0
+    memory.write(params, boot_params(e820, line, kernel.setup_header, ramdisk, seed))
+    if seed:
+        memory.write(seed, rng_seed(SEED))
     memory.write(line, _line(f"{command_line} {kernel.command_line}".strip()))
     memory.write(gdt, struct.pack("<4Q", *_GDT))
     for i in range(_GIBS // 512):
