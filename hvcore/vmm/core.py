@@ -14,7 +14,7 @@ from ..spec.e820 import E820Entry
 from ..spec.linuxboot import Elf, Kernel
 from ..spec.pci import format_bdf
 from ..spec.svm import ControlArea
-from . import dmar, ioapic, iommu, irte, messages, nested, passthrough, protection, storage
+from . import dmar, ioapic, iommu, irte, messages, msi, nested, passthrough, protection, storage
 from .config import Config
 from .exits import GUARDED_MSRS, Exits
 from .guest import GuestStart, load_guest
@@ -61,6 +61,7 @@ class Core:
         self.heap: Heap | None = None
         self.passed: passthrough.Passed | None = None
         self.ioapics: tuple[dmar.NamedIoApic, ...] = ()
+        self.msi: list[msi.MsiCapability] = []
         self.traps: list[Trap] = []
         self.pollers: list[Callable[[], None]] = []
         self.tiny: TinyVisor | None = None
@@ -114,8 +115,18 @@ class Core:
             self.tiny.confine_first(heap, base)
             self.tiny.start_second(image, command_line, heap)
         self.console.print("Starting a virtual machine.")
-        return (TinyExits(self.platform, base, 1, self.traps, self.pollers) if self.tiny
-                else Exits(self.platform, base, self.traps, self.pollers))
+        return self.policy(base, heap)
+
+    def policy(self, base: int, heap: Heap) -> Exits:
+        """What the core does at the exits of its guest, of two at those of the first."""
+        if self.tiny:
+            return TinyExits(self.platform, base, 1, self.traps, self.pollers)
+        if not self.msi:
+            return Exits(self.platform, base, self.traps, self.pollers)
+        msi.guard_ports(self.memory, heap, base)
+        exits = msi.MsiExits(self.platform, base, self.traps, self.pollers, self.msi)
+        self.platform.cpu.on_io = exits.on_io
+        return exits
 
     def lay_out(self, base: int) -> None:
         """Stub, secret, blank page and permission map into the region: from here on there is something to protect."""
@@ -178,11 +189,16 @@ class Core:
         self.progress("iommu on")
         if self.config.INTERRUPT_REMAPPING:
             protection.block_interrupts(unit)
-            entries = irte.EntryTables(unit)
-            self.traps += ioapic.trap_ioapics(entries, functions, self.ioapics) + messages.trap_tables(entries, functions)
+            self.answer_for_interrupts(irte.EntryTables(unit), functions)
         unit.setup(iommu.Domain(0, levels, root), functions, "SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS, others)
         if self.config.EARLY_PROTECTION:
             protection.open_up(unit)
+
+    def answer_for_interrupts(self, entries: irte.EntryTables, functions: list[Function]) -> None:
+        """Stands in for what sends interrupts of the guest's, each with entries of its unit's table."""
+        self.traps += ioapic.trap_ioapics(entries, functions, self.ioapics) + messages.trap_tables(entries, functions)
+        self.msi = [] if self.tiny else msi.find_msi(entries, functions)
+        self.traps += msi.trap_msi(entries, self.msi)
 
     def load_storage(self, functions: list[Function], heap: Heap, base: int) -> None:
         """The core's driver for the first NVMe controller, where there is one."""

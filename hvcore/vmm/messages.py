@@ -3,8 +3,7 @@
 The guest writes the address and data of a vector as it would without a hypervisor.  They are kept in pages of the core's heap, where the
 guest reads them back; the device gets the index of an entry of the unit's interrupt remapping table in their place, and the entry lets this
 one requester send what the guest wants, as far as that is harmless: a fixed or lowest-priority interrupt of a vector from 16 on.  What it
-may not send (NMI, SMI, INIT) has no entry, so the unit blocks it.  MSI without the X is in configuration space, which the core leaves to
-the guest: such messages stay in compatibility format and are blocked.
+may not send (NMI, SMI, INIT) has no entry, so the unit blocks it.
 """
 
 from collections.abc import Iterable, Iterator
