@@ -183,13 +183,13 @@ class Core:
                                 self.gate, _RESERVE if "IGNORED_OUT_OF_MEMORY" in self.config.QUIRKS else None)
         self.console.print("... Ready.")
         others = self.tiny.domain_1(heap, root, levels) if self.tiny else []
-        functions = self.tiny.of_guest_1(functions) if self.tiny else functions
+        functions = senders = self.tiny.of_guest_1(functions) if self.tiny else functions
         if self.storage and "DRIVER_IN_ITS_OWN_HOLE" not in self.config.QUIRKS:
             others, functions = self.storage_domain(self.storage, functions, heap, levels)
         self.progress("iommu on")
         if self.config.INTERRUPT_REMAPPING:
             protection.block_interrupts(unit)
-            self.answer_for_interrupts(irte.EntryTables(unit), functions)
+            self.answer_for_interrupts(irte.EntryTables(unit), senders)
         unit.setup(iommu.Domain(0, levels, root), functions, "SCOPE_BY_EXACT_FUNCTION" in self.config.QUIRKS, others)
         if self.config.EARLY_PROTECTION:
             protection.open_up(unit)

@@ -81,6 +81,16 @@ def test_an_entry_is_for_one_requester_only(drive):
     assert (fault.reason, fault.source) == (0x26, drive.machine.pc.root.find("edu")[0].source)
 
 
+def test_behind_the_cores_own_driver_the_guest_has_its_interrupts():
+    with Machine.load("nvme-desktop-16g") as machine:
+        machine.boot(Config(PROFILE="mended", NVME_DRIVER=True))
+        drive = Drive(machine)
+        drive.program(FIXED, VECTOR)
+        drive.enable()
+        assert {(m.vector, m.source) for m in drive.interrupts()} == {(VECTOR, drive.function.source)}
+        assert not len(machine.run.faults)
+
+
 def test_without_remapping_the_table_is_the_devices_own():
     with Machine.load("nvme-desktop-16g") as machine:
         machine.boot(Config(PROFILE="mended", INTERRUPT_REMAPPING=False))
