@@ -362,6 +362,7 @@ class _Decoder:
         cls, names = self._shape(node)
         values = [self.known(value) for value in node[2:]]
         _must(len(values) == len(names), "a record has too few or too many fields")
+        _must_fit(cls, names, values)
         if issubclass(cls, tuple):
             _must(len(names) == len(registry.field_names(cls)), "a record has too few fields")
             return tuple.__new__(cls, values)
@@ -411,10 +412,12 @@ class _Decoder:
 
     def _fill(self, node: list[Any], thing: Any) -> None:
         if node[0] == "o":
-            _, names = self._shape(node)
+            cls, names = self._shape(node)
             _must(len(node) == len(names) + 2, "an object has too few or too many fields")
-            for name, value in zip(names, node[2:], strict=True):
-                object.__setattr__(thing, name, self.known(value))
+            values = [self.known(value) for value in node[2:]]
+            _must_fit(cls, names, values)
+            for name, value in zip(names, values, strict=True):
+                object.__setattr__(thing, name, value)
         else:
             thing.extend(self._items(node, 2 if node[0] == "q" else 1))
 
@@ -454,6 +457,13 @@ def _checked_shape(shape: Any) -> tuple[type, tuple[str, ...]]:
     names = tuple(shape[2])
     _must(len(set(names)) == len(names) and set(names) <= set(shape[1]), "an object has fields that its class has not")
     return cls, names
+
+
+def _must_fit(cls: type, names: tuple[str, ...], values: list[Any]) -> None:
+    """Each field holds what it is declared to hold."""
+    kinds = registry.field_kinds(cls)
+    for name, value in zip(names, values, strict=True) if kinds else ():
+        _must(name not in kinds or isinstance(value, kinds[name]), f"{cls.__qualname__}.{name} is not what it must be")
 
 
 def _must(holds: object, why: str) -> None:

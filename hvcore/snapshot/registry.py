@@ -13,18 +13,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
-from types import FunctionType
-from typing import Any
+from types import FunctionType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..spec.bits import Field, Layout
 
-__all__ = ["FUNCTIONS", "METHODS", "TRANSIENT", "class_of", "constant_of", "field_names", "function_of", "is_frozen", "method_of",
+__all__ = ["FUNCTIONS", "METHODS", "TRANSIENT", "class_of", "constant_of", "field_kinds", "field_names", "function_of", "is_frozen", "method_of",
            "name_of", "name_of_constant", "name_of_function"]
 
 _PACKAGES = ("machine", "machine.vtd", "vmm", "vmm.storage", "vmm.tiny", "spec")
 _MODULES = ("attack.early", "attack.earlydrive", "outcome", "twoguests", "vmm.config")
-_NEVER = frozenset({"machine.context", "machine.emulator", "machine.exceptions", "machine.instructions", "machine.memory",
-                    "machine.meter", "machine.rawhook", "machine.storewatch", "machine.vmexit"})
+_NEVER = frozenset({"machine.context", "machine.emulator", "machine.exceptions", "machine.gates", "machine.instructions",
+                    "machine.memory", "machine.meter", "machine.rawhook", "machine.storewatch", "machine.vmexit"})
 """Modules whose objects stand for the emulator or for this process's memory."""
 
 METHODS: dict[str, frozenset[str]] = {name: frozenset(methods.split()) for name, methods in {
@@ -123,6 +123,29 @@ def _stored(function: FunctionType) -> Iterator[str]:
             if loaded == code.co_varnames[0]:
                 yield step.argval
         before = step
+
+
+@cache
+def field_kinds(cls: type) -> dict[str, tuple[type, ...]]:
+    """The types that fields of a dataclass or named tuple may have, as far as their annotations name classes; of other fields nothing."""
+    if not is_dataclass(cls) and not issubclass(cls, tuple):
+        return {}
+    try:
+        hints = get_type_hints(cls)
+    except (NameError, TypeError):
+        return {}
+    return {name: kinds for name, hint in hints.items() if (kinds := _kinds(hint))}
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The classes that a hint stands for; none where it is no class or several of them."""
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        parts = [_kinds(part) for part in get_args(hint)]
+        return tuple(kind for part in parts for kind in part) if all(parts) else ()
+    kind = get_origin(hint) or hint
+    if kind is None or not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or kind.__module__ == "collections.abc":
+        return (type(None),) if kind is None else ()
+    return (kind,)
 
 
 def is_frozen(cls: type) -> bool:
