@@ -189,7 +189,7 @@ class Workbench(ipw.VBox):
         if self.machine.ended:
             self.verdict.say("error", f"there is no guest to type to: {self.machine.ended.why}")
         else:
-            self.worker.send(self.machine, line + "\n", guest)
+            self.worker.send(self.machine, "\x03" if self.machine.linux and line == "^C" else line + "\n", guest)
 
     def wait(self) -> None:
         """Returns when everything that was asked for is done."""

@@ -14,6 +14,7 @@ from hvcore.cli import main
 from hvcore.errors import BadConfig, BadMachine, HvlabError, Overdue
 from hvcore.machine.nvme import Nvme
 from hvcore.phases import Progress
+from widgets import Workbench
 
 SECOND = 1_000_000_000
 
@@ -26,9 +27,11 @@ def seen() -> list[Progress]:
 
 @pytest.fixture(scope="session")
 def linux(linux_cache: dict[str, str], seen: list[Progress]) -> Iterator[Machine]:
-    """A Linux at its prompt, with its disk: booted once, and left at the prompt by each test."""
+    """A Linux at its prompt, with its disk: booted once, its kernel has said what it had to say, and each test leaves it at the prompt."""
     with Machine.load("q35-6g") as m:
         m.boot(Config(VTD_TRANS=False), guest=f"linux-{linux_cache['default']}", limit=600, watch=lambda _phase: seen.append(m.progress))
+        m.wait(10)
+        m.shell("true")
         yield m
 
 
@@ -220,6 +223,21 @@ def test_what_no_linux_can_be_is_one_sentence(linux_cache: dict[str, str], tmp_p
         with pytest.raises(HvlabError, match="a Linux needs parts of the emulator"):
             m.boot(guest="linux")
         assert m.boot(Config(VTD_TRANS=False)).outcome == "up"
+
+
+def test_the_workbench_and_a_worker_type_to_it(linux: Machine, run: Run) -> None:
+    bench = Workbench(linux)
+    try:
+        for line, state in (("echo from the workbench", "waiting"), ("cat", "stopped"), ("to cat", "stopped"), ("^C", "waiting")):
+            bench._command(line)
+            bench.wait()
+            assert linux.state == state
+        assert bench.guest_console.text.endswith("echo from the workbench\nfrom the workbench\nlab# cat\nto cat\nto cat\n^C\nlab# ")
+        answer = bench.worker.shell(linux, "echo told; false").result()
+        assert (answer, answer.status) == ("told", 1)
+        assert bench.run is run and 'hvlab-outcome">up<' in bench.verdict.html
+    finally:
+        bench.close()
 
 
 def test_its_run_as_json(run: Run) -> None:
