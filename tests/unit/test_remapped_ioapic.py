@@ -197,7 +197,6 @@ def test_an_edge_arrives_remapped_and_the_guest_reads_its_own_entry(bench: Bench
                                    RTE.make(V=0x41, EXTENDED=1), RTE.make(V=0x41, DST=0xFF, EXTENDED=0xFF)],
                          ids=["NMI", "INIT", "SMI", "ExtINT", "an exception's vector", "remappable format", "someone's index"])
 def test_what_is_no_plain_interrupt_is_blocked_with_a_fault(bench: Bench, entry: int) -> None:
-    bench.pc.bus.write(bench.core.unit.base + 0x34, 4, 0x7F)
     bench.entry(4, entry)
     assert bench.pulse(4) == []
     fault = bench.pc.fabric.trace[-1].fault
@@ -205,6 +204,19 @@ def test_what_is_no_plain_interrupt_is_blocked_with_a_fault(bench: Bench, entry:
     assert bench.register(0x18) | bench.register(0x19) << 32 == entry
     bench.entry(4, RTE.make(V=0x41))
     assert [data & 0xFF for _, data in bench.pulse(4)] == [0x41], "the next entry is a plain one"
+
+
+@pytest.mark.parametrize("low", [0x400, 0x541, 0x0F], ids=["NMI", "INIT", "an exception's vector"])
+def test_the_guests_own_stores_are_judged_and_the_unit_records_it(low: int) -> None:
+    with Machine.load("q35-6g-intremap") as machine:
+        run = machine.boot(Config(PROFILE="mended"))
+        for offset, value in ((SELECT, 0x2A), (WINDOW, low)):
+            assert run.guest.command(f"poke {BASE + offset:#x} {value:#x}") == ""
+        assert f" {low.to_bytes(4, 'little').hex(' ')} " in run.guest.command(f"peek {BASE + WINDOW:#x} 4")
+        assert not len(run.faults)
+        machine.pc.interrupts.set_line(13, True)
+        assert [(f.source, f.reason) for f in run.faults] == [(IOAPIC_SOURCE, 0x25)]
+        assert machine.pc.interrupts.apic.lost == {}
 
 
 def test_a_level_is_served_until_it_drops_and_its_end_is_found_by_the_vector(bench: Bench) -> None:
