@@ -195,8 +195,8 @@ class Cpu:
         request.value = request.value | _HARD if wanted else request.value & ~_HARD
 
     def _on_syscall(self, _uc: Uc, _data: Any) -> None:
-        if self._exceptions is not None:
-            self._exceptions.syscall()
+        if self._exceptions is not None and not self._exceptions.syscall(self.vmcb):
+            self._shutdown(_INVALID_OPCODE, self.uc.reg_read(x86.UC_X86_REG_RIP))
 
     def _at_door(self) -> None:
         self._exited = False

@@ -18,6 +18,8 @@ from unicorn import UC_ARCH_X86, UC_HOOK_INTR, UC_MODE_64, Uc, UcError
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
+from ..spec.svm import EFER, EFER_SCE
+
 __all__ = ["CONDITIONS", "Env", "Layout", "Private", "State", "find", "layout", "release", "state"]
 
 
@@ -53,12 +55,14 @@ class Env(IntEnum):
     DF = 0x0AC
     HFLAGS = 0x0B0
     SEGS = 0x0B8
+    LDT = 0x148
     TR = 0x160
     GDT = 0x178
     IDT = 0x190
     CR0 = 0x1A8
     CR2 = 0x1B8
     CR3 = 0x1C0
+    CR4 = 0x1C8
 
 
 _ENV_SIZE = 0x2000
@@ -81,6 +85,7 @@ class Layout:
     star: int
     lstar: int
     fmask: int
+    efer: int
 
 
 class State:
@@ -203,11 +208,11 @@ def _from_code() -> Layout | None:
     if any(at is None or not 0 < at < env + _ENV_SIZE for at in from_cpu):
         return None
     request, error, is_int, old = (at or 0 for at in from_cpu)
-    return Layout(cpu, env, request, env + halted, error - env, is_int - env, old - env, 0, 0, 0)
+    return Layout(cpu, env, request, env + halted, error - env, is_int - env, old - env, 0, 0, 0, 0)
 
 
 def _with_msrs(uc: Uc, where: Layout) -> Layout | None:
-    """The same with STAR, LSTAR and SFMASK: the only word of the state that takes a marker written to each."""
+    """The same with EFER, and with STAR, LSTAR and SFMASK: the only word of the state that takes a marker written to each."""
     words, found = State(where, _handle(uc)).q, []
     for msr in (0xC0000081, 0xC0000082, 0xC0000084):
         uc.msr_write(msr, _MARKER)
@@ -216,7 +221,18 @@ def _with_msrs(uc: Uc, where: Layout) -> Layout | None:
         if len(hits) != 1 or words[hits[0] // 8]:
             return None
         found += hits
-    return Layout(**{**where.__dict__, "star": found[0], "lstar": found[1], "fmask": found[2]})
+    efer = _efer(uc, words)
+    return Layout(**{**where.__dict__, "star": found[0], "lstar": found[1], "fmask": found[2], "efer": efer}) if efer is not None else None
+
+
+def _efer(uc: Uc, words: memoryview) -> int | None:
+    """Where EFER lies: the only word that is EFER whether SCE is set or not."""
+    before, places = uc.msr_read(EFER), []
+    for value in (before | EFER_SCE, before):
+        uc.msr_write(EFER, value)
+        places.append({8 * i for i, word in enumerate(words) if word == value})
+    both = places[0] & places[1]
+    return both.pop() if len(both) == 1 else None
 
 
 _MARKER = 0x1122334455667788
@@ -236,7 +252,8 @@ def _registers_fit(uc: Uc, where: Layout) -> bool:
         uc.reg_write(register, (0x28, 0x5000 + n, 0x777, 0))
         if (words.q[at // 8 + 1], words.d[at // 4 + 4]) != (0x5000 + n, 0x777):
             return False
-    return _exception_fits(uc, words)
+    uc.reg_write(x86.UC_X86_REG_CR4, 0x620)
+    return words.q[Env.CR4 // 8] == 0x620 and _exception_fits(uc, words)
 
 
 def _exception_fits(uc: Uc, words: State) -> bool:

@@ -202,6 +202,9 @@ def test_an_exception_on_a_stack_that_begins_at_0() -> None:
     memory.write64(0x7000, 0x8000 | 3)
     memory.write64(0x8000, 0x83)
     memory.write64(0xA000 + 16 * 6, 0x8E00 << 32 | 0x10 << 16 | 0x5678)
+    for offset, value in ((SaveArea.GDTR, 0x1F << 32), (SaveArea.GDTR + 8, 0xB000)):
+        memory.write64(vmcb + offset, value)
+    memory.write64(0xB010, 0x00AF9B000000FFFF)
     assert deliver_injected_exception(memory, vmcb) is None
     assert (memory.read64(vmcb + SaveArea.RSP), memory.read64(vmcb + SaveArea.RIP)) == ((1 << 64) - 40, 0x5678)
     assert memory.read64(0x9000 + 4096 - 40) == 0x1234

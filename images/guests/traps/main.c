@@ -185,6 +185,7 @@ static void load_tables(u16 gdt_limit, u16 idt_limit, u64 tss_limit)
 	gdt[TSS / 8] = tss_limit | (at & 0xffffff) << 16 | 0x89ul << 40 | (at >> 24 & 0xff) << 56;
 	gdt[TSS / 8 + 1] = at >> 32;
 	ASM("lgdt %0; lidt %1" : : "m"(gdtr), "m"(idtr));
+	ASM("lldt %w0" : : "r"(0));
 	if (gdt_limit >= TSS + 15)
 		ASM("ltr %w0" : : "r"(TSS));
 }
