@@ -1,4 +1,4 @@
-"""The bug of the article and its mends, with Debian's Linux: what was measured on the real BitVisor, line by line; and that boots repeat."""
+"""The bug of the article and its mends, with Debian's Linux: what the real BitVisor showed, line by line; and that boots repeat."""
 
 import hashlib
 import re
