@@ -131,6 +131,8 @@ class Cpu:
 
     def _on_in(self, _uc: Uc, port: int, width: int, _data: Any) -> int:
         self._access()
+        if self._refused(port, width):
+            return (1 << 8 * width) - 1
         if self.on_io is not None and self._io_exit(port, width, None):
             return ioexit.answer(self.memory, self.vmcb, width)
         value = self.bus.port_read(port, width)
@@ -142,9 +144,14 @@ class Cpu:
             self._at_door()
         else:
             self._access()
-            if self.on_io is None or not self._io_exit(port, width, value):
+            if not self._refused(port, width) and (self.on_io is None or not self._io_exit(port, width, value)):
                 self.bus.port_write(port, width, value)
             self.meter.refuel()
+
+    def _refused(self, port: int, width: int) -> bool:
+        """Whether code of an outer ring may not use the port.  The processor raises #GP; the emulator cannot, so the device hears nothing."""
+        exceptions = self._exceptions
+        return exceptions is not None and exceptions.without_io and not exceptions.may_use_port(port, width, self.vmcb)
 
     def _io_exit(self, port: int, width: int, value: int | None) -> bool:
         """Whether the guest's VMCB intercepts the port; then its policy has answered."""

@@ -62,6 +62,15 @@ class Exceptions:
         q[Env.EIP // 8] = q[where.lstar // 8] - _SYSCALL & _ALL_ONES
         return True
 
+    @property
+    def without_io(self) -> bool:
+        """Whether the code's level is above IOPL, so that the TSS says which ports it may use."""
+        return self._d[Env.HFLAGS // 4] & _CPL > self._q[Env.EFLAGS // 8] >> 12 & 3
+
+    def may_use_port(self, port: int, width: int, vmcb: int) -> bool:
+        """Whether the bitmap in the TSS allows such code an access of `width` bytes."""
+        return self._gates.port_allowed(self._taker(vmcb), port, width)
+
     def _deliver(self, vector: int, code: int | None, software: bool, vmcb: int) -> bool:
         taker, q = self._taker(vmcb), self._q
         if not self._gates.deliver(taker, vector, code, software):

@@ -24,7 +24,7 @@ _WRITABLE, _USER, _RESERVED = 1 << 1, 1 << 2, 0x000F_FF00_0000_0000
 """Rights of a page table's entry, and the address bits that this processor has not."""
 _WRITE_PROTECT, _SMAP = 1 << 16, 1 << 21
 _SEGMENT_PRESENT, _APPLICATION, _CODE, _CONFORMING, _LONG, _DEFAULT_32 = 1 << 15, 1 << 12, 1 << 11, 1 << 10, 1 << 21, 1 << 22
-_RSP0, _IST0 = 4, 0x1C
+_RSP0, _IST0, _IO_MAP = 4, 0x1C, 0x66
 _ALL_ONES = (1 << 64) - 1
 _GATE = struct.Struct("<HHHHI4x")
 _BREAKPOINT, _INT3 = 3, 0xCC
@@ -102,6 +102,15 @@ class Gates:
                 taker.cr2 = raised.address
             double = not software and _double(vector, raised.vector)
             vector, code, software = (_DF, 0, False) if double else (raised.vector, raised.code, False)
+
+    def port_allowed(self, taker: Taker, port: int, width: int) -> bool:
+        """Whether the I/O permission bitmap of the TSS allows an access of `width` bytes."""
+        start = self._read(taker, taker.tss.base + _IO_MAP, 2) if taker.tss.limit >= _IO_MAP + 1 else None
+        if not isinstance(start, bytes):
+            return False
+        at = int.from_bytes(start, "little") + port // 8
+        bits = self._read(taker, taker.tss.base + at, 2) if at + 1 <= taker.tss.limit else None
+        return isinstance(bits, bytes) and not int.from_bytes(bits, "little") >> port % 8 & (1 << width) - 1
 
     def _length(self, taker: Taker, vector: int) -> int:
         """Bytes of the INT before RIP."""

@@ -163,8 +163,11 @@ static void set_gate(unsigned vector, u64 to, u16 selector, u8 type, u8 ist)
 static u64 stub(unsigned vector) { return (u64)trap_gates + 16 * vector; }
 static void gate(unsigned vector, u16 selector, u8 type, u8 ist) { set_gate(vector, stub(vector), selector, type, ist); }
 
+/* A page of the window, in which INT 0x21 lies first. */
 static void map(unsigned page, u64 bits)
 {
+	pages[page][0] = 0xcd;
+	pages[page][1] = END;
 	window[page] = (u64)pages[page] | bits;
 	flush();
 }
@@ -260,7 +263,8 @@ static void plain(void)
 	RUN("INT 0x80, gate of DPL 0", int80, 0, 0, 0);
 	gate(14, CS, 0xee, 0);
 	RUN("INT 14 pushes no error code", int14, 0, 0, 0);
-	RUN("INT 13", int13, 0, 0, 0);
+	if (ring)
+		RUN("INT 13, gate of DPL 0", int13, 0, 0, 0);
 	RUN("UD2", ud2, 0, 0, 0);
 	RUN("LOCK of registers", lock_add, 0, 0, 0);
 	RUN("LOCK NOP", lock_nop, 0, 0, 0);
@@ -352,6 +356,10 @@ static void paging(void)
 	RUN("write a supervisor's page", write, PAGE(PROBE), 0, 0);
 	map(PROBE, P | W);
 	RUN("fetch a supervisor's page", jump, PAGE(PROBE), 0, 0);
+	map(PROBE, P | W | user);
+	for (unsigned i = 4080; i < 4096; i++)
+		pages[PROBE][i] = 0x90;
+	RUN("NOPs into an absent page", jump, PAGE(PROBE + 1) - 16, 0, 0);
 	map(PROBE, P | W | user | 1ul << 45);
 	RUN("read, reserved bit", read, PAGE(PROBE), 0, 0);
 	map(PROBE, P | W | user | 1ul << 45);
