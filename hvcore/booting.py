@@ -252,15 +252,14 @@ class Booting:
             self.pc.journal.guest_ready()
         if self._stage is not None:
             self._stage = stage_of(text, self._stage)
-            if outcome.panic_in(text):
-                self._panic_of_linux(text)
+            self._hear_panic(text)
 
-    def _panic_of_linux(self, line: str) -> None:
-        """A kernel panics: it has said all with the line that says so, or is given up soon."""
-        if not self._panicked:
+    def _hear_panic(self, line: str) -> None:
+        """A kernel that panics has said all with the line that says so, or is given up soon."""
+        if outcome.panic_in(line) and not self._panicked:
             self._panicked = True
             self.pc.rest.allow(LAST_WORDS * SECOND)
-        elif "end Kernel panic" in line:
+        elif self._panicked and "end Kernel panic" in line:
             self._end("guest-crash", outcome.death_words(self._console()))
 
     def _die(self, why: str) -> None:

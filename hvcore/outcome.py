@@ -22,14 +22,16 @@ _READY = re.compile(r"^lab: ready", re.MULTILINE)
 _LOST = re.compile(r"nvme nvme0: (Removing after probe failure.*|Device not ready; aborting.*|.*disabled?, .*)")
 _TIMEOUT = re.compile(r"nvme nvme0: (I/O \d+ QID \d+ timeout.*)")
 
-_LINUX_LOST = re.compile(r"nvme [\w:.]+: (?:I/O .* timeout, (?:disable|reset) controller|Identify Controller failed.*|Device not ready.*"
-                         r"|Removing after probe failure.*|Disabling device after reset failure.*|probe with driver nvme failed.*"
-                         r"|controller is down.*)|lab: nvme.* cannot be read|lab: an NVMe controller has not settled.*")
-_LINUX_HAS = re.compile(r"nvme nvme\d+: \d+/\d+/\d+ default/read/poll queues|lab: (nvme\S+): md5 of .*")
+_STAMP = r"^(?:lab# )?\[ *(\d+\.\d+)\] "
+"""How a line of a kernel begins, behind a prompt perhaps; the group is seconds since it began."""
+_FAILED = re.compile(_STAMP + r"(nvme [\w:.]+: (?:I/O .* timeout, (?:disable|reset) controller|Identify Controller failed.*"
+                     r"|Device not ready.*|Removing after probe failure.*|Disabling device after reset failure.*"
+                     r"|probe with driver nvme failed.*|controller is down.*))", re.MULTILINE)
+_WORKS = re.compile(_STAMP + r"(nvme nvme\d+: \d+/\d+/\d+ default/read/poll queues)", re.MULTILINE)
 _READ = re.compile(r"^lab: nvme\S+: md5 of ", re.MULTILINE)
-_PANIC = re.compile(r"Kernel panic - not syncing: [^\n]*")
-_BEFORE_PANIC = re.compile(r"\b(?:BUG: |Oops: )[^\n]*")
-
+_UNREAD = re.compile(r"^lab: (?:nvme.* cannot be read|an NVMe controller has not settled.*)", re.MULTILINE)
+_PANIC = re.compile(_STAMP + r"(Kernel panic - not syncing: .*)", re.MULTILINE)
+_BEFORE_PANIC = re.compile(_STAMP + r"((?:BUG|Oops): .*)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Ending:
@@ -84,18 +86,24 @@ def of_console(text: str, first_fault: str | None) -> Ending:
 
 
 def of_linux(text: str, first_fault: str | None) -> Ending:
-    """A Linux at rest: what its kernel and its init printed, in `text` with lines that end in a line feed.  The disk is lost where the
-    newest word on it is a failure: a driver may be bound again.
+    """A Linux at rest: what its kernel and its init printed, in `text` with lines that end in a line feed.
 
-    `first_fault` describes the first fault a unit recorded, if any did.
+    The disk is lost where the kernel's newest word on it is a failure, by the times in front of its lines: a driver may be bound again,
+    and `dmesg` repeats what was.  `first_fault` describes the first fault a unit recorded, if any did.
     """
     if not is_ready(text):
         return Ending("guest-crash", f"there is no shell{said_last(text)}")
-    before = max((m.end() for m in _LINUX_HAS.finditer(text)), default=0)
-    lost = [m[0].strip() for m in _LINUX_LOST.finditer(text, before)]
+    failures = [(float(m[1]), m[2].strip()) for m in _FAILED.finditer(text)]
+    works = {float(m[1]) for m in _WORKS.finditer(text)}
+    since = max(works, default=-1.0)
+    lost = [words for time, words in sorted(failures, key=lambda f: f[0]) if time > since]
+    if not lost and len(works) < 2:
+        lost = [m[0].strip() for m in _UNREAD.finditer(text)]
     if lost:
         said = f"the guest says: {'; '.join(dict.fromkeys(lost))}"
         return Ending("disk-lost", f"{first_fault}; {said}" if first_fault else said)
+    if failures and works:
+        return Ending("up", "the guest's shell is ready; its disk was lost and has come back")
     if _READ.search(text):
         return Ending("up", "the guest's shell is ready and its disk was read")
     if "nvme nvme" in text:
@@ -112,7 +120,7 @@ def death_words(text: str) -> str:
     """What a Linux that has panicked said of it: what went before, if it was a bug, and the panic's own words."""
     panic = _PANIC.search(text)
     before = _BEFORE_PANIC.search(text, 0, panic.start() if panic else len(text))
-    return "; ".join(m[0].strip() for m in (before, panic) if m)
+    return "; ".join(m[2].strip() for m in (before, panic) if m)
 
 
 def said_last(text: str) -> str:

@@ -163,6 +163,13 @@ def test_a_new_shell_follows_one_that_ends(run: Run) -> None:
     assert run.guest.shell("echo alive") == "alive"
 
 
+def test_who_only_speaks_of_a_panic_does_not_die_of_it(linux: Machine, run: Run) -> None:
+    words = "Kernel panic - not syncing: only words"
+    assert run.guest.shell(f"echo '{words}'; echo '---[ end {words} ]---'; sleep 10").splitlines()[0] == words
+    run.guest.wait(10)
+    assert (linux.state, run.outcome) == ("waiting", "up")
+
+
 def test_attacks_are_the_lab_guests(linux: Machine) -> None:
     with pytest.raises(HvlabError, match="the attacks are the lab guest's, and a Linux has been booted"):
         linux.attack("steal-key")

@@ -18,6 +18,7 @@ REMOVED = "[   62.8] nvme nvme0: Removing after probe failure status: -5\n"
 QUEUES = "[    0.6] nvme nvme0: 1/0/0 default/read/poll queues\n"
 SUMS = "lab: block devices: nvme0n1 (67108864 bytes)\nlab: nvme0n1: md5 of 1048576 bytes at 0: e155fc4fdb390226559f156347af4a7b\n"
 READY = "lab: ready (Linux 6.1.0)\nlab# "
+BIND = "echo 0000:00:02.0 >/sys/bus/pci/drivers/nvme/bind\n"
 FAULT = "00:02.0's DMA read at 0x101e63000 was blocked (PTE Read access is not set, reason 6)"
 
 
@@ -42,8 +43,14 @@ FAULT = "00:02.0's DMA read at 0x101e63000 was blocked (PTE Read access is not s
      "the guest says: lab: an NVMe controller has not settled after 200 s"),
     (FOUND + QUEUES + SUMS + READY + "[   99.0] nvme nvme0: I/O 3 QID 1 timeout, reset controller\n", FAULT, "disk-lost",
      f"{FAULT}; the guest says: nvme nvme0: I/O 3 QID 1 timeout, reset controller"),
-    (FOUND + TIMED_OUT + REMOVED + READY + "echo 0000:00:02.0 >/sys/bus/pci/drivers/nvme/bind\n" + QUEUES + SUMS + "lab# ", FAULT, "up",
-     "the guest's shell is ready and its disk was read")])
+    (FOUND + TIMED_OUT + REMOVED + READY + BIND + "[   99.0] nvme nvme0: 1/0/0 default/read/poll queues\nlab# ", FAULT, "up",
+     "the guest's shell is ready; its disk was lost and has come back"),
+    (FOUND + TIMED_OUT + REMOVED + READY + BIND + "[   99.0] nvme nvme0: 1/0/0 default/read/poll queues\nlab# dmesg | grep timeout\n"
+     + TIMED_OUT + "lab# ", FAULT, "up", "the guest's shell is ready; its disk was lost and has come back"),
+    (FOUND + QUEUES + SUMS + READY + "echo nvme nvme0: Device not ready; echo nvme nvme0: Device not ready\nnvme nvme0: Device not ready\n",
+     None, "up", "the guest's shell is ready and its disk was read"),
+    (FOUND + QUEUES + SUMS + READY + "[   99.0] nvme nvme0: I/O 3 QID 1 timeout, reset controller\n[   99.1] nvme nvme0: "
+     "1/0/0 default/read/poll queues\n", FAULT, "up", "the guest's shell is ready; its disk was lost and has come back")])
 def test_what_a_console_comes_to(console: str, fault: str | None, told: str, why: str) -> None:
     assert outcome.of_linux(console, fault) == outcome.Ending(told, why)
 
@@ -55,7 +62,8 @@ def test_the_words_of_a_panic() -> None:
     assert outcome.death_words(oops + panic + end) == ("BUG: kernel NULL pointer dereference, address: 0000000000000020; "
                                                        "Kernel panic - not syncing: Fatal exception")
     assert outcome.death_words(panic + end + oops) == "Kernel panic - not syncing: Fatal exception"
-    assert outcome.panic_in(panic) and outcome.panic_in(end) and not outcome.panic_in(oops)
+    assert outcome.panic_in(panic) and outcome.panic_in("lab# " + panic) and not outcome.panic_in(oops) and not outcome.panic_in(end)
+    assert not outcome.panic_in("lab# echo 'Kernel panic - not syncing: no'\n") and not outcome.panic_in("Kernel panic - not syncing: no\n")
 
 
 def test_the_stages_follow_one_another_and_never_go_back() -> None:
