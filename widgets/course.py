@@ -21,6 +21,7 @@ from hvcore.errors import HvlabError, quoted
 
 from .exercises import NOT_ANSWERED, RIGHT, examine
 from .hints import LANGUAGES, more, said
+from .needs import find_linux, rest, wake
 from .view import module, style
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ _WORDS = {
     "exercise": ("Exercise", "演習"),
     "solved": ("exercises solved", "問正解"),
     "predicted": ("predictions right", "件的中"),
+    "linux": ("This lesson boots Debian's kernel: run `hvlab linux fetch` in a terminal (or `!hvlab linux fetch` in a cell; it needs "
+              "no root), then this cell again.",
+              "この章では Debian のカーネルを起動します。端末で `hvlab linux fetch` を実行してから（root は不要。"
+              "セルで `!hvlab linux fetch` としても可）、このセルを再実行してください。"),
+    "resting": ("Not run: there is no Linux yet, see the first cell.",
+                "実行していません。Linux がまだありません（最初のセルを見てください）。"),
 }
 _GREEN, _ORANGE, _GREY = "#009E73", "#D55E00", "#777777"
 
@@ -163,6 +170,22 @@ class Course:
         self._solved[name] = card.sign == "✓"
         self._wrong[name] += card.sign == "✗"
         return card
+
+    def linux(self, release: str) -> str:
+        """The guest to boot: `linux-` and the newest kernel of the cache that begins with `release`, or the newest of all.
+
+        Where none can be booted, a card says what to do, and the notebook's other cells rest; without a notebook HvlabError is raised.
+        """
+        try:
+            found = find_linux(release)
+        except HvlabError as e:
+            if not rest(_word("resting", self.lang)):
+                raise
+            from IPython.display import display
+            display(Card("✗", _ORANGE, _word("linux", self.lang), (str(e),)))  # type: ignore[no-untyped-call]
+            return ""
+        wake()
+        return found
 
     @property
     def progress(self) -> Card:

@@ -18,6 +18,7 @@ from hvcore.spec.pci import format_bdf
 from hvcore.spec.vtd import SP, R
 
 from .exercises_attacks import ATTACK_EXERCISES, crime_scene
+from .exercises_linux import LINUX_EXERCISES
 from .exercises_machines import MACHINE_EXERCISES
 from .finding import EDU, NOT_ANSWERED, RIGHT, Finding, are_commands, booted, found, is_number, requester, vmm_range
 
@@ -406,5 +407,6 @@ EXERCISES: dict[str, tuple[bool, Callable[..., Finding]]] = {
     "06-mend": (False, _mend),
     **ATTACK_EXERCISES,
     **MACHINE_EXERCISES,
+    **LINUX_EXERCISES,
 }
 """By name: whether the check looks at the student's machine, and the check."""

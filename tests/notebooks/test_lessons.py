@@ -17,6 +17,8 @@ from widgets.exercises import EXERCISES
 ROOT = Path(__file__).resolve().parents[2]
 UNANSWERED = {"en": "not answered yet", "ja": "未回答"}
 UNPREDICTED = {"en": "no prediction", "ja": "予想なし"}
+RESTING = {"en": "Not run: there is no Linux yet, see the first cell.",
+           "ja": "実行していません。Linux がまだありません（最初のセルを見てください）。"}
 CHECK = re.compile(r'^course\.check\("([\w-]+)", .+\)$')
 
 
@@ -42,12 +44,18 @@ def words(cell: nbformat.NotebookNode) -> str:
     return "\n".join(o.text if o.output_type == "stream" else o.data.get("text/plain", "") for o in cell.outputs)
 
 
+def fetched(path: Path, request: pytest.FixtureRequest) -> None:
+    """Has Debian's kernels in the cache before a lesson that boots one."""
+    if "course.linux(" in path.read_text():
+        request.getfixturevalue("linux_cache")
+
+
 def committed(path: Path, lang: str) -> nbformat.NotebookNode:
     return nbformat.read(build.lesson(path, lang), as_version=4)
 
 
 def test_the_course_has_its_lessons_in_order_and_uses_every_exercise():
-    assert [p.stem[:2] for p in build.SOURCES] == ["01", "02", "03", "04", "05", "06", "07", "08", "09", "10"]
+    assert [p.stem[:2] for p in build.SOURCES] == ["01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11"]
     last_lines = [cell.source.splitlines()[-1] for path in build.SOURCES for cell in code(build.notebook(path, "en"))]
     asked = [match[1] for line in last_lines if (match := CHECK.match(line))]
     assert asked == list(EXERCISES)
@@ -55,7 +63,8 @@ def test_the_course_has_its_lessons_in_order_and_uses_every_exercise():
 
 @LESSONS
 @BOTH
-def test_it_runs_unanswered(path, lang, tmp_path, monkeypatch):
+def test_it_runs_unanswered(path, lang, tmp_path, monkeypatch, request):
+    fetched(path, request)
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -68,8 +77,19 @@ def test_it_runs_unanswered(path, lang, tmp_path, monkeypatch):
             assert UNPREDICTED[lang] in words(cell)
 
 
+@BOTH
+def test_a_lesson_without_a_linux_says_what_to_do_and_its_cells_rest(lang, tmp_path, monkeypatch):
+    [path] = [path for path in build.SOURCES if "course.linux(" in path.read_text()]
+    monkeypatch.setenv("HVLAB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    first, *others = code(build.execute(build.notebook(path, lang), tmp_path))
+    assert "hvlab linux fetch" in words(first)
+    assert {words(cell).strip() for cell in others} == {RESTING[lang]}
+
+
 @LESSONS
-def test_its_solutions_are_right(path):
+def test_its_solutions_are_right(path, request):
+    fetched(path, request)
     names: dict[str, Any] = {}
     cards = {}
     for cell in build.solved(path, "en").cells:
