@@ -16,6 +16,7 @@ from ..machine.pc import Pc
 from ..machine.vmexit import PublicExit
 from ..phases import doing
 from .graph import Graph, Special, decode, encode
+from .kinds import kinds_of, must_agree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,10 +102,12 @@ def _wire(pc: Pc) -> None:
         pc.writes.rearm(cpu.watch_stores)
 
 
-def prepare(graph: Graph, booting: Booting) -> State:
-    """The state in a graph, for `booting`, which does not change yet.  Raises BadSnapshot."""
+def prepare(graph: Graph, booting: Booting, check: bool = True) -> State:
+    """The state in a graph, for `booting`, which does not change yet; `check` where the graph comes from a file.  Raises BadSnapshot."""
     outside = {"memory": booting.pc.memory, "booting": booting}
     values, fill = decode(graph, outside, _special(booting.pc.memory), {Pc: booting.pc})
+    if check:
+        must_agree(kinds_of(graph), kinds_of(encode(booting.pc, outside, _special(booting.pc.memory), share=True)))
     return State(values, fill)
 
 
