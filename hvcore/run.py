@@ -452,8 +452,12 @@ _PARTS = ("ending", "e820", "units", "registers", "dmar", "domains", "permission
 
 
 def _text(serial: bytes | bytearray) -> str:
-    """A serial line's bytes as text."""
-    return bytes(serial).decode("latin-1").replace("\r", "")
+    """A serial line's bytes as text: UTF-8 where all of it is, as a Linux prints it, else a character a byte."""
+    data = bytes(serial).replace(b"\r", b"")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def _firmware_map(memory: Memory) -> tuple[E820Entry, ...]:

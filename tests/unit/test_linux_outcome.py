@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from hvcore import outcome
+from hvcore import Config, Machine, outcome
+from hvcore.cli import main
 from hvcore.errors import BadConfig, BadMachine
 from hvcore.guestimage import LINUX_COMMAND_LINE, choose_guest, is_linux, lab_guest
 from hvcore.linux import LinuxImage
@@ -108,6 +109,34 @@ def test_a_guest_is_the_lab_guest_an_image_or_what_was_given() -> None:
 def test_what_is_no_guest(asked: tuple[Any, ...], error: type[Exception], why: str) -> None:
     with pytest.raises(error, match=why):
         choose_guest(*asked)
+
+
+@pytest.mark.parametrize(("options", "why"), [
+    (["--guest", "beos"], "there is no guest 'beos'"), (["--guest", "lab", "--initrd", "x"], "kernel and initrd are files of a Linux"),
+    (["--kernel", "/nosuch"], "the kernel /nosuch cannot be read"), (["--append", "\u00e4"], "only ASCII is allowed"),
+    (["--append", "x" * 3000], "a kernel takes 2047")])
+def test_mistakes_on_the_command_line_are_one_line(options: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["boot", "q35-2g", "--set", "VTD_TRANS=n", *options]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("hvlab: ") and why in shown.err and shown.err.count("\n") == 1 and not shown.out
+
+
+def test_words_are_added_for_the_lab_guest_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["boot", "q35-2g", "--set", "VTD_TRANS=n", "--append", "one.two=3"]) == 0
+    assert "up - " in capsys.readouterr().out
+    with Machine.load("q35-2g") as m:
+        run = m.boot(Config(VTD_TRANS=False), command_line="one.two=3")
+        assert "one.two=3" in run.console.guest and not m.linux
+        assert "one.two=3" in m.reboot().console.guest
+
+
+def test_a_console_in_utf_8_is_shown_so() -> None:
+    with Machine.load("q35-2g") as m:
+        run = m.boot(Config(VTD_TRANS=False))
+        m.pc.serial.put("\u00e4 \u20ac\r\n".encode())
+        assert run.console.guest.endswith("\u00e4 \u20ac\n")
+        m.pc.serial.put(b"\xff")
+        assert run.console.guest.endswith("\u00c3\u00a4 \u00e2\u0082\u00ac\n\u00ff")
 
 
 def test_an_empty_cache_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
