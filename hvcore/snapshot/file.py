@@ -141,8 +141,7 @@ class Reader:
             raise BadSnapshot("its header is none")
 
     def _bytes(self, at: int, size: int, crc: int) -> bytes:
-        self._file.seek(at)
-        data = self._file.read(size)
+        data = _read(self._file.fileno(), at, size)
         if len(data) != size or check(data) != crc:
             raise BadSnapshot("a part of it is damaged")
         return data
@@ -159,6 +158,15 @@ class Reader:
         """A section of the header's by its name."""
         section = self.section(self.header["sections"].get(name))
         return unpack(section.codec, self.packed(section), section.raw)
+
+
+def _read(descriptor: int, at: int, size: int) -> bytes:
+    """Bytes of a file from any thread; fewer where it ends."""
+    parts = []
+    while size and (part := os.pread(descriptor, size, at)):
+        parts.append(part)
+        at, size = at + len(part), size - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def values(data: bytes) -> Any:

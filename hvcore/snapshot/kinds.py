@@ -16,7 +16,8 @@ __all__ = ["Kinds", "kinds_of", "must_agree"]
 Kinds = Mapping[tuple[str, str], frozenset[str]]
 """Kinds by class and field."""
 
-_OF_TAG = {"b": "bytes", "B": "bytearray", "l": "list", "d": "table", "D": "table", "S": "set", "q": "queue", "t": "tuple", "s": "frozenset"}
+_OF_TAG = {"b": "bytes", "B": "bytearray", "l": "list", "d": "table", "D": "table", "S": "set", "q": "queue", "t": "tuple",
+           "s": "frozenset"}
 
 
 def _kind(graph: Graph, value: Any) -> str:

@@ -18,8 +18,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..spec.bits import Field, Layout
 
-__all__ = ["FUNCTIONS", "METHODS", "TRANSIENT", "class_of", "constant_of", "field_kinds", "field_names", "function_of", "is_frozen", "method_of",
-           "name_of", "name_of_constant", "name_of_function"]
+__all__ = ["FUNCTIONS", "METHODS", "TRANSIENT", "class_of", "constant_of", "field_kinds", "field_names", "function_of", "is_frozen",
+           "method_of", "name_of", "name_of_constant", "name_of_function"]
 
 _PACKAGES = ("machine", "machine.vtd", "vmm", "vmm.storage", "vmm.tiny", "spec")
 _MODULES = ("attack.early", "attack.earlydrive", "outcome", "twoguests", "vmm.config")

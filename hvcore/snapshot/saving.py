@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,9 +198,11 @@ def _graph(reader: Reader, name: str) -> Graph:
 def _fill(machine: "Machine", reader: Reader, number: int | None) -> None:
     """Everything is read and checked before anything changes."""
     booting = machine.booting
-    ready = state.prepare(_graph(reader, "machine"), booting)
-    guest, _ = decode(_graph(reader, "guest"), {})
-    pages = _pages(reader, booting.pc.memory)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(_graph, reader, "guest")
+        ready = state.prepare(_graph(reader, "machine"), booting)
+        pages = _pages(reader, booting.pc.memory)
+        guest, _ = decode(waiting.result(), {})
     if booting.run is not None:
         for told in reader.header["chunks"]:
             reader.packed(reader.section(told))
@@ -235,12 +238,11 @@ def _pages(reader: Reader, memory: Memory) -> Pages:
 def _fill_memory(memory: Memory, reader: Reader, pages: Pages) -> None:
     by_huge_pages(memory, pages)
 
-    def put(part: tuple[int, tuple[Any, bytes]]) -> None:
-        at, (section, packed) = part
-        fill(memory, pages[at:at + CHUNK], unpack(section.codec, packed, section.raw))
+    def put(number: int) -> None:
+        section, some = reader.section(reader.header["chunks"][number]), pages[CHUNK * number:CHUNK * (number + 1)]
+        fill(memory, some, unpack(section.codec, reader.packed(section), section.raw))
 
-    sections = (reader.section(told) for told in reader.header["chunks"])
-    for _ in in_threads(put, ((CHUNK * i, (s, reader.packed(s))) for i, s in enumerate(sections))):
+    for _ in in_threads(put, range(len(reader.header["chunks"]))):
         pass
 
 
