@@ -32,7 +32,7 @@ class Answer(str):
 
     status: int
 
-    def __new__(cls, text: str, status: int) -> "Answer":
+    def __new__(cls, text: str, status: int = 0) -> "Answer":
         """Text with a status."""
         answer = super().__new__(cls, text)
         answer.status = status

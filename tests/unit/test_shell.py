@@ -1,5 +1,6 @@
 """A shell that is typed to: a script in the place of a guest prints what one would; what is typed is held against a real shell."""
 
+import copy
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -84,6 +85,8 @@ def test_the_exit_status_is_asked_for_and_shown() -> None:
     assert "<pre" in answer._repr_html_() and "exit status 127" in answer._repr_html_()
     assert repr(Answer("a < b", 0)) == "a < b" and "a &lt; b" in Answer("a < b", 0)._repr_html_()
     assert repr(Answer("", 1)) == "[exit status 1]"
+    again = copy.copy(answer)
+    assert (again, again.status, answer.splitlines()) == ("nothing", 127, ["nothing"])
 
 
 def test_a_command_that_does_not_end_is_ended_and_says_what_it_printed() -> None:
