@@ -149,7 +149,7 @@ class Cpu:
             self.meter.refuel()
 
     def _refused(self, port: int, width: int) -> bool:
-        """Whether code of an outer ring may not use the port.  The processor raises #GP; the emulator cannot, so the device hears nothing."""
+        """Whether code of an outer ring may not use the port.  A processor raises #GP; the emulator cannot: the device hears nothing."""
         exceptions = self._exceptions
         return exceptions is not None and exceptions.without_io and not exceptions.may_use_port(port, width, self.vmcb)
 

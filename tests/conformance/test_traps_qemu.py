@@ -22,8 +22,8 @@ Told = dict[tuple[str, int], list[str]]
 def on_qemu(folder: Path) -> str:
     """What the guest says on a bare QEMU."""
     console = folder / "console"
-    with subprocess.Popen(["qemu-system-x86_64", "-machine", "q35", "-cpu", "EPYC-v1", "-accel", "tcg", "-m", "2G", "-nodefaults", "-display",
-                           "none", "-no-reboot", "-monitor", "none", "-serial", f"file:{console}", "-kernel", str(ELF)],
+    with subprocess.Popen(["qemu-system-x86_64", "-machine", "q35", "-cpu", "EPYC-v1", "-accel", "tcg", "-m", "2G", "-nodefaults",
+                           "-display", "none", "-no-reboot", "-monitor", "none", "-serial", f"file:{console}", "-kernel", str(ELF)],
                           stderr=subprocess.DEVNULL) as qemu:
         end = time.monotonic() + 120
         while time.monotonic() < end and qemu.poll() is None:
@@ -48,6 +48,7 @@ def on_ours() -> str:
 def taken_apart(text: str) -> Told:
     """What is told of each case; a name comes once or, with and without SMEP and SMAP, twice."""
     told: Told = {}
+    case: list[str] = []
     for line in text.splitlines():
         if line.startswith("  "):
             case.append(line.strip())
@@ -115,8 +116,9 @@ DIFFERENT: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         "volume 2, 12.2.4: a #GP; our emulator cannot raise one in an IN: the device is not asked, the answer is all ones",
         (("vector 0xd ", "vector 0x21 "), ("rip=0x0 ", "rip=0x4 "), ("rax=0x0 ", "rax=0xff "))),
     **{f"NOPs into an absent page, ring {ring}": (
-        "volume 2, 8.2.15: RIP is that of the instruction that is absent; our emulator tells the first one of the block that ends there, of "
-        "which none has been carried out: it is repeated whole", (("ce60 ", "ce50 "), ("0x10e60 ", "0x10e50 "))) for ring in (0, 3)},
+        "volume 2, 8.2.15: RIP is that of the instruction that is absent; our emulator tells the first one of the block that ends "
+        "there, of which none has been carried out: it is repeated whole",
+        (("ce60 ", "ce50 "), ("0x10e60 ", "0x10e50 "))) for ring in (0, 3)},
 }
 
 

@@ -23,6 +23,7 @@ from hvcore.machine.firmware import read_e820
 from hvcore.machine.pc import Pc
 from hvcore.outcome import OUTCOMES
 from hvcore.sources import load
+from hvcore.spec.linuxboot import Elf
 from hvcore.spec.paging import PAGE
 from hvcore.vmm.config import MAP_ENDS, QUIRKS, SWITCHES
 from hvcore.vmm.heap import Panic
@@ -32,6 +33,7 @@ from hvcore.vmm.layout import HEAP, Part
 from hvcore.vmm.memmap import choose_region
 from hvcore.vmm.messages import MessageTable
 
+from .anycode import any_code
 from .mutate import check_sentence, number, often
 from .programs import Places, program
 
@@ -85,11 +87,11 @@ def _for_good(machine: Machine) -> _GiveUp:
     return _GiveUp(lambda: machine.pc.stop(StopKind.TIMEOUT, "it took too long"))
 
 
-def _boot(r: Random, machine: Machine, slots: int = 0) -> "_Watch":
-    """The machine boots, with a guest of hostile code of so many slots, or the lab's."""
+def _boot(r: Random, machine: Machine, slots: int = 0, make: Callable[[Random, Places, int], Elf] = program) -> "_Watch":
+    """The machine boots, with a guest of hostile code of so many slots that `make` makes, or the lab's."""
     config = _any_config(r)
     watch = _Watch(machine, _places(machine.pc, config))
-    guest = program(r, watch.places, slots) if slots else None
+    guest = make(r, watch.places, slots) if slots else None
     machine.boot(config, watch.entered, guest, limit=inf, watch=_for_good(machine) if slots else None)
     return watch
 
@@ -252,6 +254,11 @@ def attack_code(seed: int) -> str:
     return _attacked(Random(seed), lambda r, machine: _boot(r, machine, r.choice((8, 24, 60, 120))))
 
 
+def attack_bytes(seed: int) -> str:
+    """A guest that executes any bytes, in ring 0 or ring 3."""
+    return _attacked(Random(seed), lambda r, machine: _boot(r, machine, r.choice((24, 100, 400)), any_code))
+
+
 def _lines(r: Random, run: Run, places: Places) -> Iterator[str]:
     """Lines for the guest's monitor, without end."""
     live = [u.root_table or 0 for u in run.units] + [run.core.nested_root() or 0 if run.core else 0]
@@ -295,4 +302,4 @@ def _tell(r: Random, machine: Machine, places: Places) -> None:
             machine.send(next(_lines(r, machine.run, places)) + "\n", guest, limit=inf, watch=_for_good(machine))
 
 
-TARGETS: dict[str, Callable[[int], str]] = {"attack-code": attack_code, "attack-program": attack_program}
+TARGETS: dict[str, Callable[[int], str]] = {"attack-code": attack_code, "attack-program": attack_program, "attack-bytes": attack_bytes}

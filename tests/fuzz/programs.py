@@ -17,7 +17,7 @@ from hvcore.spec.svm import EFER, VM_CR, VM_HSAVE_PA
 
 from .mutate import number, often
 
-__all__ = ["Places", "program"]
+__all__ = ["SYSTEM_FORMS", "Places", "program"]
 
 CODE, TABLES, QUEUES, NOISE, IDT, STACK, COUNTER = 0x100_0000, 0x120_0000, 0x122_0000, 0x123_0000, 0x124_0000, 0x126_0000, 0x126_1000
 SLOT = 160
@@ -47,6 +47,7 @@ _SYSTEM = _forms("0f01d9 0f01d8 0f01da 0f01db 0f01dc 0f01dd 0f01de 0f01df 0f31 0
 _REPEATED = _forms("f3a4 f348a5 f3aa f348ab f3a6 f348af f36c f36d f36e f36f f3ac 67f3a4 64f3a5")
 _ASKED = _forms("0f01d9 0f31 0fa2 0f01f9 0f08")
 """What the core is asked for."""
+SYSTEM_FORMS = _SYSTEM
 
 
 @dataclass(frozen=True)

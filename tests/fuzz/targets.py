@@ -27,7 +27,7 @@ class Target:
 
 _SHARES = {"unit": 5.0, "arrays": 2.0, "live": 3.0, "dmar": 2.0, "log": 2.0, "folder": 2.0, "lists": 2.0, "toml": 2.0, "options": 0.3,
            "madt": 0.5, "mcfg": 0.5, "maps": 0.5, "core-dmar": 0.5, "boot": 3.0, "monitor": 3.0,
-           "attack-code": 3.0, "attack-program": 3.0}
+           "attack-code": 3.0, "attack-program": 3.0, "attack-bytes": 3.0}
 
 
 TARGETS: dict[str, Target] = {
