@@ -16,7 +16,7 @@ from ..machine.pc import Pc
 from ..machine.vmexit import PublicExit
 from ..phases import doing
 from .graph import Graph, Special, decode, encode
-from .kinds import kinds_of, must_agree
+from .kinds import kinds_of, must_agree, must_be_alike
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,6 +107,7 @@ def prepare(graph: Graph, booting: Booting, check: bool = True) -> State:
     outside = {"memory": booting.pc.memory, "booting": booting}
     values, fill = decode(graph, outside, _special(booting.pc.memory), {Pc: booting.pc})
     if check:
+        must_be_alike(graph)
         must_agree(kinds_of(graph), kinds_of(encode(booting.pc, outside, _special(booting.pc.memory), share=True)))
     return State(values, fill)
 
