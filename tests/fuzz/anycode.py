@@ -1,6 +1,7 @@
 """Guests that execute any bytes at all, in ring 0 and ring 3, with an operating system's tables around them: descriptor tables, a TSS with
 its stacks, SYSCALL, an IDT in which every gate leads to the next piece of code."""
 
+import re
 import struct
 from random import Random
 
@@ -16,6 +17,8 @@ _GDT, _IDT, _TSS, _GDTR, _IDTR = _DATA, _DATA + 0x1000, _DATA + 0x2000, _DATA + 
 _PIECE = 64
 _USER_CS, _USER_DS, _CS, _DS, _TR = 0x33, 0x2B, 0x10, 0x18, 0x38
 _PREFIXES = (0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x2E, 0x36, 0x64, 0x65, *range(0x40, 0x50))
+_LOCKED_BIT = re.compile(rb"\xf0(?=[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf0\xf2\xf3]*\x0f(?:[\xa3\xab\xb3\xbb]|\xba)[\xc0-\xff])")
+"""LOCK before BT, BTS, BTR or BTC of a register, which is a #UD: Unicorn 2.1.4 aborts the process where it translates one."""
 _SAY = b"".join(b"\x66\xba\xf8\x03\xb0" + bytes((c,)) + b"\xee" for c in b"lab: ready\n")
 
 
@@ -32,7 +35,7 @@ def _piece(r: Random) -> bytes:
             prefixes = bytes(r.choice(_PREFIXES) for _ in range(r.choice((0, 0, 1, 1, 2))))
             opcode = bytes((r.randrange(256),)) if kind == 2 else bytes((0x0F, r.randrange(256)))
             code += prefixes + opcode + r.randbytes(r.choice((1, 2, 5)))
-    return code[:_PIECE]
+    return _LOCKED_BIT.sub(b"\x90", code[:_PIECE])
 
 
 def _mov(register: int, value: int) -> bytes:
