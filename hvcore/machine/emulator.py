@@ -257,17 +257,18 @@ def _registers_fit(uc: Uc, where: Layout) -> bool:
 
 
 def _exception_fits(uc: Uc, words: State) -> bool:
-    """A #GP by a bad selector: its error code, no INT, CPL 0 in HFLAGS, and the flags of the SUB before it."""
+    """A #GP by a bad selector: its error code, no INT, 64-bit code of CPL 0 in HFLAGS, the flags of the SUB before it; then an INT n."""
     seen: list[tuple[int, ...]] = []
 
     def on_fault(machine: Uc, number: int, _data: Any) -> None:
-        where = words.where
-        seen.append((number, words.d[where.error_code // 4], words.d[where.exception_is_int // 4], words.d[Env.HFLAGS // 4] & 3,
-                     words.rflags() & 0x8D5, words.q[Env.EIP // 8]))
+        where, d = words.where, words.d
+        told = (number, d[where.error_code // 4], d[where.old_exception // 4]) if number == 13 else (number,)
+        seen.append((*told, d[where.exception_is_int // 4], d[Env.HFLAGS // 4] & 0x8003, words.rflags() & 0x8D5, words.q[Env.EIP // 8]))
         machine.emu_stop()
 
     uc.hook_add(UC_HOOK_INTR, on_fault)
-    uc.mem_write(0, b"\xb8\x58\x5a\x00\x00\x83\xe9\x01\x8e\xd8")                 # mov eax, 0x5a58; sub ecx, 1; mov ds, eax
+    uc.mem_write(0, b"\xb8\x58\x5a\x00\x00\x83\xe9\x01\x8e\xd8\xcd\x80")         # mov eax, 0x5a58; sub ecx, 1; mov ds, eax; int 0x80
     uc.reg_write(x86.UC_X86_REG_RCX, 0)
-    uc.emu_start(0, 10)
-    return seen == [(13, 0x5A58, 0, 0, 0x95, 8)]
+    uc.emu_start(0, 12)
+    uc.emu_start(10, 12)
+    return seen == [(13, 0x5A58, 13, 0, 0x8000, 0x95, 8), (0x80, 1, 0x8000, 0x95, 12)]
