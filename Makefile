@@ -91,7 +91,9 @@ report: $(STAMP)
 	@mkdir -p build
 	$(BIN)/hvlab report $(MACHINE) -o $(REPORT) $(foreach option,$(SET),--set $(option))
 
+# One lesson boots Debian's kernel.
 notebooks: $(STAMP)
+	$(BIN)/hvlab linux list | grep -q cloud || $(BIN)/hvlab linux fetch
 	$(BIN)/python notebooks/build.py
 
 lock:

@@ -125,6 +125,7 @@ def test_what_is_committed_is_its_source_executed_and_plain(path, lang):
     kinds = {kind for o in outputs if "data" in o for kind in o.data}
     assert kinds <= {"text/plain", "text/html", "image/png"}
     assert all(o.metadata["image/png"]["alt"] == o.data["text/plain"] for o in outputs if "data" in o and "image/png" in o.data)
+    assert not [cell for cell in code(kept) if RESTING[lang] in words(cell)], "run `hvlab linux fetch`, then `make notebooks`"
     assert not re.search(r"Figure size|object at 0x|/home/|/tmp/|site-packages", "".join(words(c) for c in code(kept)))
 
 
