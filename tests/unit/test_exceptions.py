@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hvcore import Config, Machine
 from hvcore.machine.gates import Gates, Table, Taker
 from hvcore.machine.memory import Memory
-from hvcore.spec.linuxboot import Elf, Segment
+from hvcore.sources import images_dir
+from hvcore.spec.linuxboot import Elf, Segment, load_elf
 
 SIZE = 2 << 20
 NESTED, PML4, PDPT, PD, PT = 0x1000, 0x3000, 0x4000, 0x5000, 0x6000
@@ -294,3 +295,25 @@ def test_faults_without_end_can_be_stopped(handler):
         took = time.process_time() - asked[0]
         assert run.outcome == "stopped"
         assert took < 0.1, f"stopping took {took:.3f} s"
+
+
+TRAPS = images_dir() / "guests" / "traps.elf"
+
+
+def test_stops_anywhere_change_nothing():
+    """The guest that causes every exception, stopped again and again and resumed: every line and the virtual time are the same."""
+    elf = load_elf(TRAPS.read_bytes())
+    with Machine.load("q35-2g") as machine:
+        told = machine.boot(Config(), guest=elf, limit=60).console.guest, machine.pc.clock.now
+    assert told[0].endswith("traps: done\n")
+    with Machine.load("q35-2g") as machine:
+        def stop(phase):
+            if phase is None:
+                machine.stop()
+
+        run, stops = machine.boot(Config(), guest=elf, limit=60, watch=stop), 0
+        while run.outcome == "stopped":
+            stops += 1
+            machine.resume(60, watch=stop)
+        assert stops > 2
+        assert (run.console.guest, machine.pc.clock.now) == told
