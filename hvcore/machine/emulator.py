@@ -84,6 +84,7 @@ class Layout:
     old_exception: int
     star: int
     lstar: int
+    cstar: int
     fmask: int
     efer: int
 
@@ -208,13 +209,13 @@ def _from_code() -> Layout | None:
     if any(at is None or not 0 < at < env + _ENV_SIZE for at in from_cpu):
         return None
     request, error, is_int, old = (at or 0 for at in from_cpu)
-    return Layout(cpu, env, request, env + halted, error - env, is_int - env, old - env, 0, 0, 0, 0)
+    return Layout(cpu, env, request, env + halted, error - env, is_int - env, old - env, 0, 0, 0, 0, 0)
 
 
 def _with_msrs(uc: Uc, where: Layout) -> Layout | None:
-    """The same with EFER, and with STAR, LSTAR and SFMASK: the only word of the state that takes a marker written to each."""
+    """The same with EFER, and with STAR, LSTAR, CSTAR and SFMASK: the only word of the state that takes a marker written to each."""
     words, found = State(where, _handle(uc)).q, []
-    for msr in (0xC0000081, 0xC0000082, 0xC0000084):
+    for msr in (0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084):
         uc.msr_write(msr, _MARKER)
         hits = [8 * i for i, word in enumerate(words) if word == _MARKER]
         uc.msr_write(msr, 0)
@@ -222,7 +223,8 @@ def _with_msrs(uc: Uc, where: Layout) -> Layout | None:
             return None
         found += hits
     efer = _efer(uc, words)
-    return Layout(**{**where.__dict__, "star": found[0], "lstar": found[1], "fmask": found[2], "efer": efer}) if efer is not None else None
+    msrs = zip(("star", "lstar", "cstar", "fmask", "efer"), (*found, efer), strict=True)
+    return Layout(**{**where.__dict__, **dict(msrs)}) if efer is not None else None
 
 
 def _efer(uc: Uc, words: memoryview) -> int | None:

@@ -11,8 +11,8 @@ __all__ = ["Exceptions"]
 _INVALID_OPCODE = 6
 _WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 _RF = 1 << 16
-_CPL, _INHIBIT_IRQ, _ADD_SEGMENT, _LONG_MODE = 3, 1 << 3, 1 << 6, 1 << 15 | 1 << 5 | 1 << 4
-"""Bits of the emulator's HFLAGS: level, STI's shadow, non-zero segment bases, 64-bit code with 32-bit stack."""
+_CPL, _INHIBIT_IRQ, _ADD_SEGMENT, _CODE_64, _LONG_MODE = 3, 1 << 3, 1 << 6, 1 << 15, 1 << 15 | 1 << 5 | 1 << 4
+"""Bits of the emulator's HFLAGS: level, STI's shadow, non-zero segment bases, 64-bit code, with 32-bit stack."""
 _ALL_ONES = (1 << 64) - 1
 _CS, _SS = Env.SEGS + 24, Env.SEGS + 48
 _FLAT_CODE, _FLAT_STACK = 0x00A09B00, 0x00C09300
@@ -40,7 +40,7 @@ class Exceptions:
         return self._deliver(vector, code, software, vmcb)
 
     def syscall(self, vmcb: int) -> bool:
-        """SYSCALL of 64-bit code; #UD where EFER.SCE is 0, and False where that cannot be delivered.
+        """SYSCALL of 64-bit code or, by CSTAR, of 32-bit code; #UD where EFER.SCE is 0, and False where that cannot be delivered.
 
         RIP is left before the target by the instruction's two bytes, which the emulator adds afterwards.
         """
@@ -55,11 +55,11 @@ class Exceptions:
         kept = flags & ~q[where.fmask // 8]
         q[Env.CC_SRC // 8], d[Env.CC_OP // 4] = kept & 0x8D5, CONDITIONS
         d[Env.DF // 4] = 0xFFFFFFFF if kept & 1 << 10 else 1
-        selector = q[where.star // 8] >> 32 & 0xFFFC
+        selector, target = q[where.star // 8] >> 32 & 0xFFFC, where.lstar if d[Env.HFLAGS // 4] & _CODE_64 else where.cstar
         self._segment(_CS, selector, 0xFFFFFFFF, _FLAT_CODE)
         self._segment(_SS, selector + 8, 0xFFFFFFFF, _FLAT_STACK)
         self._enter(0)
-        q[Env.EIP // 8] = q[where.lstar // 8] - _SYSCALL & _ALL_ONES
+        q[Env.EIP // 8] = q[target // 8] - _SYSCALL & _ALL_ONES
         return True
 
     @property

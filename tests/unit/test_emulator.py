@@ -41,7 +41,7 @@ def _changes(monkeypatch: pytest.MonkeyPatch, function: str, change: "bytes | No
 def test_this_build_has_them_all() -> None:
     found = emulator.layout()
     assert found is not None
-    assert all(getattr(found, name) > 0 for name in (*FIELDS, "star", "lstar", "fmask", "efer"))
+    assert all(getattr(found, name) > 0 for name in (*FIELDS, "star", "lstar", "cstar", "fmask", "efer"))
 
 
 def test_registers_are_where_it_says() -> None:
@@ -51,7 +51,8 @@ def test_registers_are_where_it_says() -> None:
     for n, register in enumerate((x86.UC_X86_REG_RAX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RSP)):
         uc.reg_write(register, 0x1111 * (n + 1))
         assert state.q[n] == 0x1111 * (n + 1)
-    for msr, at in ((0xC0000081, state.where.star), (0xC0000082, state.where.lstar), (0xC0000084, state.where.fmask)):
+    for msr, at in ((0xC0000081, state.where.star), (0xC0000082, state.where.lstar), (0xC0000083, state.where.cstar),
+                    (0xC0000084, state.where.fmask)):
         uc.msr_write(msr, 0xABCD + at)
         assert state.q[at // 8] == 0xABCD + at
     uc.msr_write(0xC0000080, uc.msr_read(0xC0000080) | 1)

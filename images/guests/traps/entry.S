@@ -124,8 +124,13 @@ trap_common:
 	iretq
 
 /* SYSCALL leads here: what it left is noted, and SYSRET goes back. */
-	.globl syscall_entry
+	.globl syscall_entry, syscall_entry32
+syscall_entry32:
+	movl $32, syscall_state + 48
+	jmp 1f
 syscall_entry:
+	movl $64, syscall_state + 48
+1:
 	mov %rsp, syscall_state
 	mov $trap_stack_top, %esp
 	pushfq
@@ -198,4 +203,4 @@ trap_stack_top:
 kept_stack:
 	.skip 8
 syscall_state:
-	.skip 48
+	.skip 56

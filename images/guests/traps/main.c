@@ -6,7 +6,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long u64;
 
-enum { CS = 0x10, DS = 0x18, USER_DS = 0x2b, USER_CS = 0x33, TSS = 0x38, CODE32 = 0x48, ABSENT_DATA = 0x50, ABSENT_CODE = 0x58,
+enum { CS = 0x10, DS = 0x18, USER_DS = 0x2b, USER_CS = 0x33, USER_CS32 = 0x23, TSS = 0x38, CODE32 = 0x48, ABSENT_DATA = 0x50, ABSENT_CODE = 0x58,
        CONFORMING = 0x60, GDT_WORDS = 13 };
 enum { TF = 0x100, IF = 0x200, DF = 0x400, NT = 0x4000, AC = 0x40000 };
 enum { P = 1, W = 2, U = 4, PS = 0x80 };
@@ -32,7 +32,7 @@ struct gate {
 	u32 high, reserved;
 };
 
-extern char trap_gates[], trap_stack_top[], user_start[], user_end[], syscall_entry[];
+extern char trap_gates[], trap_stack_top[], user_start[], user_end[], syscall_entry[], syscall_entry32[];
 extern u64 pml4[], pdpt[], syscall_state[];
 void traps_main(void);
 int trap(const struct frame *f, u64 ss, u64 cs);
@@ -46,7 +46,7 @@ static u64 window_pd[512] __attribute__((aligned(4096))), window[512] __attribut
 static u8 pages[48][4096] __attribute__((aligned(4096)));
 static const char *start;
 static unsigned ring, returns;
-static u64 stack_override, feature_bits;
+static u64 stack_override, feature_bits, code32;
 
 #define ASM(...) __asm__ volatile(__VA_ARGS__)
 
@@ -150,6 +150,7 @@ void syscall_told(void)
 	word("r11", syscall_state[3]);
 	word("cs", syscall_state[4]);
 	word("ss", syscall_state[5]);
+	word("entry", syscall_state[6] & 0xffffffff);
 	put('\n');
 }
 
@@ -228,6 +229,7 @@ static void fresh(void)
 	wrmsr(0xc0000080, rdmsr(0xc0000080) | 0x801);
 	wrmsr(0xc0000081, (u64)CS << 32 | 0x20ul << 48);
 	wrmsr(0xc0000082, (u64)syscall_entry);
+	wrmsr(0xc0000083, (u64)syscall_entry32);
 	wrmsr(0xc0000084, 0x700);
 	stack_override = returns = 0;
 }
@@ -235,10 +237,11 @@ static void fresh(void)
 static void go(const char *name, char *snippet, u64 rax, u64 rdx, u64 flags)
 {
 	u64 rsp = stack_override ? stack_override : ring ? PAGE(USER_STACK + 1) : PAGE(HIGH + 1) - 0x800;
-	u64 frame[5] = { base() + (snippet - user_start), ring ? USER_CS : CS, flags | 2, rsp, ring ? USER_DS : DS };
+	u64 frame[5] = { base() + (snippet - user_start), code32 ? USER_CS32 : ring ? USER_CS : CS, flags | 2, rsp, ring ? USER_DS : DS };
 
 	start = snippet;
 	text(name);
+	text(code32 ? ", 32-bit" : "");
 	text(ring ? ", ring 3\n" : ", ring 0\n");
 	enter_snippet(frame, rax, rdx);
 	mask_all();
@@ -349,7 +352,7 @@ static void paging(void)
 	RUN("write a user's page", write, PAGE(PROBE), 0, 0);
 	map(PROBE, P | W | U);
 	RUN("read a user's page, AC", read, PAGE(PROBE), 0, AC);
-	RUN("jump to a user's page", jump, PAGE(USER_CODE) + 0x800, 0, 0);
+	RUN("jump to a user's page", jump, PAGE(USER_CODE), 0, 0);
 	map(PROBE, P | W);
 	RUN("read a supervisor's page", read, PAGE(PROBE), 0, 0);
 	map(PROBE, P | W);
@@ -585,6 +588,32 @@ static void tick_waits(void)
 	out(0x21, 0xfe);
 }
 
+/* Code of 32 bits in ring 3, which every trap leaves for 64 bits. */
+static void compatible(void)
+{
+	code32 = 1;
+	returns = 1;
+	RUN("INT 0x80", int80, 0, 0, IF);
+	gate(0x80, CS, 0x8e, 0);
+	RUN("INT 0x80, gate of DPL 0", int80, 0, 0, 0);
+	returns = 1;
+	RUN("INT3", int3, 0, 0, 0);
+	RUN("UD2", ud2, 0, 0, 0);
+	RUN("divide by zero", divide, 0, 0, 0);
+	RUN("read absent", read32, PAGE(PROBE) + 0x123, 0, 0);
+	gate(UD, CS, 0x8e, 1);
+	RUN("IST", ud2, 0, 0, 0);
+	returns = 3;
+	RUN("single step", nops, 0, 0, TF);
+	RUN("SYSCALL", syscall, 0, 0, IF);
+	wrmsr(0xc0000080, rdmsr(0xc0000080) & ~1ul);
+	RUN("SYSCALL without EFER.SCE", syscall, 0, 0, 0);
+	tick_waits();
+	returns = 1;
+	RUN("an interrupt waits, IRETQ with IF", nops, 0, 0, IF);
+	code32 = 0;
+}
+
 static void interrupts(void)
 {
 	static const char *const names[] = { "STI; NOP", "STI; HLT", "STI; MOV SS", "STI; NOP; CLI", "STI; STI", "STI; CLI", "POPF" };
@@ -672,6 +701,7 @@ static void everything(void)
 	}
 	ring = 3;
 	system_calls();
+	compatible();
 }
 
 void traps_main(void)

@@ -92,6 +92,10 @@ snippet change
 	nop
 	incq (%rax)
 	end
+snippet read32
+	nop
+	.byte 0x8b, 0x08		/* mov (%rax), %ecx; (%eax) in 32-bit code */
+	end
 snippet read_byte
 	mov (%rax), %cl
 	end
