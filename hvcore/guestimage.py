@@ -1,23 +1,28 @@
 """What can be booted as the guest: the lab guest that hvlab ships, or a Linux; and what its loader tells it."""
 
+import re
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadConfig, BadMachine, quoted
+from .errors import BadConfig, BadMachine, HvlabError, quoted
 from .machine.description import MachineDescription
+from .machine.pc import Pc
 from .sources import images_dir
 from .spec.linuxboot import Elf, Kernel, load_elf
+from .vmm.config import Config
 
 if TYPE_CHECKING:
     from .linux import LinuxImage
 
-__all__ = ["PROMPT", "choose_guest", "command_line", "is_linux", "lab_guest", "linux_guest"]
+__all__ = ["PROMPT", "choose_guest", "command_line", "is_linux", "lab_guest", "linux_guest", "refuse_linux"]
 
 COMMAND_LINE = "console=ttyS0,115200"
 LINUX_COMMAND_LINE = "earlyprintk=serial,ttyS0,115200 mitigations=off tsc_early_khz=2000000 rdinit=/init"
 """What every Linux is told besides.  Its clock is the TSC, which is virtual time at 2 GHz; the processor has no leaks to mitigate."""
+RAM_PER_RECORDS, GIB = 64, 1 << 30
+"""A kernel keeps a record of 64 bytes for each page of 4 KiB of RAM: a 64th."""
 PROMPT = b"lab# "
 """What the shell of hvlab's initramfs prints when it takes a command."""
 
@@ -38,6 +43,28 @@ def linux_guest(image: "LinuxImage", words: str = "") -> Kernel:
 def is_linux(guest: Elf | Kernel | None) -> bool:
     """Whether a guest is a Linux: its kernel's file had a setup header, which the lab guest's has not."""
     return isinstance(guest, Kernel) and bool(guest.setup_header)
+
+
+def refuse_linux(pc: Pc, config: Config, words: str) -> None:
+    """Raises HvlabError, a sentence for each reason, where a Linux with `words` on its command line would not run here."""
+    if pc.cpu.state is None:
+        raise HvlabError("a Linux needs parts of the emulator that lie elsewhere in this version of it: install unicorn 2.1.2 to 2.1.4 "
+                         "for x86-64, or boot the lab guest")
+    if config.TINYVISOR:
+        raise BadConfig("TINYVISOR=y takes two lab guests, no Linux: set TINYVISOR=n")
+    records, free = pc.machine.ram_bytes // RAM_PER_RECORDS, _free_memory()
+    if free is not None and records > free // 2 and "mem=" not in words:
+        raise BadMachine(f"a Linux keeps {records / GIB:.3g} GiB of records for the RAM of {pc.machine.name}, and this computer has only "
+                         f"{free / GIB:.3g} GiB free for everything: let it use less, as in command_line='mem=64G'")
+
+
+def _free_memory() -> int | None:
+    """Bytes of memory that this computer could give; None where it does not say."""
+    try:
+        found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) << 10 if found else None
 
 
 def choose_guest(guest: Any = None, kernel: Any = None, initrd: Any = None, words: str | None = None) -> Elf | Kernel:

@@ -12,6 +12,7 @@ __all__ = ["OUTCOMES", "Ending", "death_words", "is_ready", "of_console", "of_fo
 OUTCOMES = {
     "up": "the guest runs and its disk answers",
     "disk-lost": "the guest runs, but its disk did not answer",
+    "off": "the guest switched the machine off",
     "guest-crash": "the guest died",
     "vmm-panic": "the core gave up",
     "vmm-taken-over": "code that is not the core's runs in its place",
@@ -50,6 +51,8 @@ def of_stop(stop: Stop) -> Ending:
     """A processor that stopped by itself."""
     if stop.kind is StopKind.CRASH and not stop.guest and "in the host" in stop.detail:
         return Ending("vmm-panic", f"the core's own code crashed: {stop.detail}")
+    if stop.kind is StopKind.OFF:
+        return Ending("off", stop.detail)
     if stop.kind is StopKind.GUEST_HALT:
         return Ending("guest-crash", f"the guest's processor halted at RIP {stop.rip:#x} with no exit to the core")
     return Ending("guest-crash", stop.detail or stop.kind.value)

@@ -127,7 +127,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """`up`, `disk-lost`, `guest-crash`, `vmm-panic` or `vmm-taken-over`; `running` or `stopped` before it has come to that."""
+        """`up`, `disk-lost`, `off`, `guest-crash`, `vmm-panic` or `vmm-taken-over`; `running` or `stopped` before it has come to that."""
         return self.ending.outcome
 
     @property

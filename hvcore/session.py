@@ -17,8 +17,8 @@ from . import outcome
 from .booting import Booting
 from .control import Control, Watch
 from .engine import Engine
-from .errors import BadConfig, HvlabError
-from .guestimage import choose_guest, command_line, is_linux, lab_guest
+from .errors import BadConfig
+from .guestimage import choose_guest, command_line, is_linux, lab_guest, refuse_linux
 from .inspect.records import Records, html_table
 from .inspect.steps import ExitStep, Registers, Step
 from .machine.description import MachineDescription
@@ -137,15 +137,8 @@ class Machine:
             raise BadConfig(f"boot takes a Config, as in boot(Config(VTD_TRANS=False)), not {config!r}")
         chosen = choose_guest(guest, kernel, initrd, command_line)
         if is_linux(chosen):
-            self._must_bear_linux(config)
+            refuse_linux(self._pc, config, command_line or "")
         return self._control.boot(config, chosen, progress, WALL_LIMIT if limit is None else limit, watch, early)
-
-    def _must_bear_linux(self, config: Config) -> None:
-        if self._pc.cpu.state is None:
-            raise HvlabError("a Linux needs parts of the emulator that lie elsewhere in this version of it: install unicorn 2.1.2 to 2.1.4 "
-                             "for x86-64, or boot the lab guest")
-        if config.TINYVISOR:
-            raise BadConfig("TINYVISOR=y takes two lab guests, no Linux: set TINYVISOR=n")
 
     def reboot(self, progress: Callable[[str], None] | None = None, **options: Any) -> Run:
         """The same machine from power-on with the same guest, with options changed: `m.reboot(VTD_TRANS=False)`."""

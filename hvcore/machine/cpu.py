@@ -57,6 +57,7 @@ class StopKind(Enum):
     HALT = "halted in the host"
     GUEST_HALT = "halted in the guest, with no exit"
     REQUEST = "stopped by request"
+    OFF = "switched off by software"
     CRASH = "crashed"
     TIMEOUT = "made no progress"
     PAUSE = "paused; it can go on"

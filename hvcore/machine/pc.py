@@ -212,7 +212,7 @@ class Pc:
 
     def switch_off(self) -> None:
         """Software asked for the state S5, soft off."""
-        self.stop(StopKind.REQUEST, "the guest switched the machine off")
+        self.stop(StopKind.OFF, "the guest entered S5, soft off")
 
     def stop(self, kind: StopKind, detail: str) -> None:
         """Ends the run of the processor that runs."""

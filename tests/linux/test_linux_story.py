@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hvcore import Config, Machine, Run
+from hvcore.errors import BadMachine, HvlabError
 from hvcore.machine.nvme import Nvme
 
 MEASURED = Path(__file__).parents[1] / "data" / "bitvisor" / "linux.txt"
@@ -122,3 +123,17 @@ def test_two_hundred_stops_do_not_damage_a_guest(linux_cache: dict[str, str]) ->
             said = run.console.guest[before:]
             assert machine.state == "waiting" and "memcheck: intact" in said and "\nalike" in said.replace("\r", ""), said
         assert run.guest.shell("dmesg | grep -c 'BUG:\\|Oops\\|segfault\\|Call Trace'") == "0"
+
+
+def test_more_ram_than_this_computer_could_keep_records_of(linux_cache: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence before anything is begun; with less RAM for the kernel it boots, and can be switched off."""
+    monkeypatch.setattr("hvcore.guestimage._free_memory", lambda: 20 << 30)
+    with Machine.load("server-1t") as machine:
+        guest = f"linux-{linux_cache['default']}"
+        with pytest.raises(BadMachine, match=r"keeps 16 GiB of records .* only 20 GiB free .*command_line='mem=64G'"):
+            machine.boot(Config(PROFILE="mended"), guest=guest)
+        run = machine.boot(Config(PROFILE="mended"), guest=guest, limit=600, command_line="mem=4G")
+        assert run.outcome == "up" and 1 << 20 < int(run.guest.shell("awk '/MemTotal/ {print $2}' /proc/meminfo")) < 4 << 20
+        with pytest.raises(HvlabError, match="the guest entered S5, soft off"):
+            run.guest.shell("poweroff -f")
+        assert (run.outcome, run.why, machine.state) == ("off", "the guest entered S5, soft off", "ended")
