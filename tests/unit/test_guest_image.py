@@ -61,6 +61,7 @@ def test_its_sources_make_it_byte_for_byte(tmp_path: Path) -> None:
         pytest.skip(f"the image was made by other tools:\n{pinned}")
     subprocess.run(["make", "-s", "-C", str(GUESTS), f"OUT={tmp_path}"], check=True, capture_output=True)
     assert (tmp_path / "lab.elf").read_bytes() == LAB
+    assert (tmp_path / "traps.elf").read_bytes() == (GUESTS / "traps.elf").read_bytes()
     assert (tmp_path / "lab.gcc").read_text() == pinned
 
 
