@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .guestspeed import guest_speed
+from .linux import linux
 from .rows import REPEATS, Row, compare, limit, median
 from .scans import scans
 from .walks import walks
@@ -140,7 +141,7 @@ def show(rows: list[Row]) -> None:
 
 def main() -> int:
     """Measures everything; exit status 1 where something is more than it may be."""
-    rows = [row for part in (tables, walks, scans, importing, booting, rebooting, guest_speed) for row in part()]
+    rows = [row for part in (tables, walks, scans, importing, booting, rebooting, guest_speed, linux) for row in part()]
     show(rows)
     return 0 if all(row.good for row in rows) else 1
 
