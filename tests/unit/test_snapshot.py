@@ -11,6 +11,7 @@ from snapshotfacts import different, facts, type_to
 from unicorn import x86_const as x86
 
 from hvcore import Config, Machine
+from hvcore.attack.early import start_card
 from hvcore.errors import BadSnapshot, HvlabError
 from hvcore.snapshot import info
 from hvcore.sources import shipped
@@ -206,6 +207,23 @@ def test_the_disks_written_blocks_are_in_it_and_its_image_is_asked_for(tmp_path:
         disk = restored.pc.root.find("nvme")[0].disk            # type: ignore[attr-defined]
         assert disk.read(7, 1) == b"w" * 512 and disk.read(8, 1) == bytes(range(256)) * 2
         assert restored.reboot(VTD_TRANS=False).live
+
+
+def test_after_an_attack_and_with_a_card_that_is_still_at_work(tmp_path: Path) -> None:
+    with Machine.load("q35-6g-intremap") as m:
+        m.attack("steal-key", Config(VTD_TRANS=False))
+        m.save(tmp_path / "a.snap")
+        with Machine.restore(tmp_path / "a.snap") as restored:
+            assert type_to(restored, ["time", "nvme read 3"]) == type_to(m, ["time", "nvme read 3"])
+            assert different(facts(m), facts(restored)) == []
+        m.boot(Config(), early=lambda pc: start_card(pc, 128 << 20, None), progress=lambda phase: phase == "guest runs" and m.stop())
+        assert m.state == "stopped" and m.pc.clock.next() is not None
+        m.save(tmp_path / "b.snap")
+        with Machine.restore(tmp_path / "b.snap") as restored:
+            m.resume()
+            restored.resume()
+            assert m.run is not None and len(m.run.dma) > 50
+            assert different(facts(m), facts(restored)) == []
 
 
 def test_a_machine_that_runs_is_saved_as_it_stands(tmp_path: Path) -> None:
