@@ -18,9 +18,10 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import HvlabError
+from .errors import BadSnapshot, HvlabError
 from .inspect.matrix import Cell, Matrix, cells
 from .inspect.records import Records
 from .inspect.steps import ExitStep, Step
@@ -31,6 +32,7 @@ from .vmm.config import Config
 
 if TYPE_CHECKING:
     from .attack import Attack
+    from .snapshot import Moment
 
 __all__ = ["Listener", "Worker"]
 
@@ -246,11 +248,49 @@ class Worker:
         """`machine.step_exit`."""
         return self._put(machine, lambda job: machine.step_exit(watch=job.progress))
 
+    def save(self, machine: Machine, path: str | Path, progress: Callable[[str], None]) -> "Future[int]":
+        """`machine.save`; `progress` is told in words how far it is."""
+        return self._put(machine, lambda _job: machine.save(path, progress))
+
+    def load_snapshot(self, machine: Machine, path: str | Path) -> "Future[Machine]":
+        """`machine.load_snapshot`, or where the file is of another machine `Machine.restore`: the machine that it is in now.
+
+        One that is new is the caller's to close.
+        """
+        def do(_job: _Job) -> Machine:
+            try:
+                machine.load_snapshot(path)
+            except BadSnapshot:
+                return Machine.restore(path, machine.description.disk.image)
+            return machine
+        return self._put(machine, do)
+
+    def keep_history(self, machine: Machine, every_ms: float | None = 10) -> "Future[None]":
+        """`machine.keep_history`."""
+        return self._put(machine, lambda _job: machine.keep_history(every_ms))
+
+    def remember(self, machine: Machine, what: str = "asked for") -> "Future[Moment]":
+        """`machine.remember`."""
+        return self._put(machine, lambda _job: machine.remember(what))
+
+    def rewind(self, machine: Machine, to: object = None) -> "Future[Moment]":
+        """`machine.rewind`."""
+        return self._put(machine, lambda _job: machine.rewind(to))
+
     def call(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
         """Anything else, between two commands."""
         return self._put(None, lambda _job: function(*arguments))
 
     # --- not in the queue
+
+    def type(self, machine: Machine, text: str, guest: int = 1) -> None:
+        """Input on a guest's console: where the machine is at work for a guest that is up, it takes it at once; else as `send`."""
+        if self.machine is machine and machine.booting.up:
+            machine.key_in(text, guest)
+            if self.machine is machine:
+                return
+            text = ""
+        self.send(machine, text, guest)
 
     def stop(self) -> None:
         """Stops the machine that is at work, where it is, and cancels the commands that wait.  What is asked for later is done."""

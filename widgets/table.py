@@ -39,7 +39,10 @@ def _key(value: object) -> float | str | None:
 
 
 class Table(View):
-    """`records` with a heading button for each column, a filter, and pages.  A row that `choice` knows what to choose for can be chosen."""
+    """`records` with a heading button for each column, a filter, and pages.  A row that `choice` knows what to choose for can be chosen.
+
+    Where `act` has a word there is a button with it, and `on_act` is called with the record of the row that is chosen.
+    """
 
     _esm = module("table")
     _css = style("table")
@@ -49,11 +52,20 @@ class Table(View):
     choices: traitlets.List[Any] = traitlets.List().tag(sync=True)
     note = traitlets.Unicode("").tag(sync=True)
     filter = traitlets.Unicode("").tag(sync=True)
+    act = traitlets.Unicode("").tag(sync=True)
+    can_act = traitlets.Bool(True).tag(sync=True)
+    on_act: Callable[[Any], None] | None = None
 
     def __init__(self, records: Records[Any], selection: Selection | None = None, choice: Choice = _nothing, **values: Any):
         super().__init__(selection, **values)
         self._choice = choice
+        self.on_msg(self._received)
         self.show(records)
+
+    def _received(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
+        row = content.get("row")
+        if content.get("kind") == "act" and self.on_act and self.can_act and type(row) is int and 0 <= row < len(self.records):
+            self.on_act(self.records[row])
 
     def show(self, records: Records[Any]) -> None:
         """Shows other records; sorting and filter stay."""

@@ -63,14 +63,15 @@ function render({ model, el }) {
   const back = make("button", { type: "button" }, "Previous rows");
   const on = make("button", { type: "button" }, "Next rows");
   const copy = make("button", { type: "button" }, "Copy rows");
+  const act = make("button", { type: "button" });
   const said = make("span", { class: "hv-said", role: "status", "aria-live": "polite" });
   const table = make("table");
   const frame = make("div", { class: "hv-rows", tabindex: "0", role: "region" }, table);
   const note = make("div", { class: "hv-quiet" });
   el.classList.add("hvlab-view", "hvlab-table");
-  el.append(heading, make("div", { class: "hv-bar" }, filter, copy, back, on, said), frame, note);
+  el.append(heading, make("div", { class: "hv-bar" }, filter, copy, act, back, on, said), frame, note);
   keepKeys(el);
-  let order = [], first = 0, sorted = null, selection = null, shownFor = "";
+  let order = [], first = 0, sorted = null, selection = null, shownFor = "", picked = -1;
   const orders = new Map();
 
   const data = () => ({ columns: model.get("columns"), cells: model.get("cells"), keys: model.get("sort_keys"), choices: model.get("choices") });
@@ -106,14 +107,15 @@ function render({ model, el }) {
   function rowOf(row) {
     const { columns, cells, choices } = data();
     const choice = choices[row];
+    const pick = () => { picked = row; selection?.choose(choice); };
     const line = make("tr", { class: same(choice, chosen()) ? "hv-chosen" : null, "aria-selected": null });
     columns.forEach((column, i) => {
       const text = cells[i][row];
       const inside = i === 0 && choice ? make("button", { type: "button", class: "hv-choose", "aria-pressed": String(same(choice, chosen())),
-        onclick: () => selection?.choose(choice) }, text || "choose") : text;
+        onclick: pick }, text || "choose") : text;
       line.append(make("td", { class: column.right ? "hv-right" : null }, inside));
     });
-    if (choice) line.addEventListener("click", (event) => { if (event.target.tagName !== "BUTTON") selection?.choose(choice); });
+    if (choice) line.addEventListener("click", (event) => { if (event.target.tagName !== "BUTTON") pick(); });
     return line;
   }
 
@@ -127,8 +129,22 @@ function render({ model, el }) {
     back.hidden = on.hidden = order.length <= PAGE_ROWS;
     back.disabled = first === 0;
     on.disabled = first + PAGE_ROWS >= order.length;
+    offer();
     rove(table.querySelector(".hv-chosen .hv-choose") ?? rowButtons()[0]);
     if (focused) (table.rows[focused.row]?.cells[focused.cell]?.querySelector("button") ?? frame).focus();
+  }
+
+  // The row that is chosen: the one that was clicked, where several choose the same.
+  function chosenRow() {
+    const { choices } = data(), now = chosen();
+    return picked >= 0 && same(choices[picked], now) ? picked : choices.findIndex((choice) => same(choice, now));
+  }
+
+  // The button for the row that is chosen; only where a kernel answers.
+  function offer() {
+    act.textContent = model.get("act");
+    act.hidden = !model.get("act") || !selection?.live();
+    act.setAttribute("aria-disabled", String(act.hidden || !model.get("can_act") || chosenRow() < 0));
   }
 
   const rowButtons = () => [...table.querySelectorAll("button.hv-choose")];
@@ -195,6 +211,7 @@ function render({ model, el }) {
     note.textContent = model.get("note");
     frame.setAttribute("aria-label", model.get("label"));
     orders.clear();
+    picked = -1;
     arrange();
     draw();
   }
@@ -205,11 +222,13 @@ function render({ model, el }) {
   back.addEventListener("click", () => turn(-1));
   on.addEventListener("click", () => turn(1));
   copy.addEventListener("click", copyRows);
+  act.addEventListener("click", () => { if (act.getAttribute("aria-disabled") === "false") model.send({ kind: "act", row: chosenRow() }); });
   table.addEventListener("keydown", moveTo);
 
   const off = onChange(model, ["columns", "cells", "sort_keys", "choices", "label", "note"], renew);
+  const unoffer = onChange(model, ["act", "can_act"], offer);
   const leave = withSelection(model, (shared) => { selection = shared; }, follow);
-  return () => { off(); leave(); };
+  return () => { off(); unoffer(); leave(); };
 }
 
 export default { render };
