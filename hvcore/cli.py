@@ -3,20 +3,18 @@
 import argparse
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from . import __version__
-from .errors import BadConfig, BadMachine, HvlabError, Overdue
+from .commands.booting import add_boot, add_resume, add_snapshot
+from .commands.machines import MACHINE_HELP, add_machine
+from .commands.progress import end_progress, progress
+from .commands.reporting import add_dump, add_report
+from .errors import BadConfig, BadMachine, HvlabError
 from .linux.command import add_linux
 from .spec.bits import parse_number
-
-if TYPE_CHECKING:
-    from .run import Run
-    from .session import Machine
 
 __all__ = ["main"]
 
@@ -43,7 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-_MACHINE_HELP = "a .toml file, a folder of logs, an archive of one, a kernel log, or a shipped machine's name"
 _ABOUT = "Boots a thin hypervisor in an emulated PC and shows what its remapping units let devices do."
 
 
@@ -65,46 +62,38 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hvlab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
-    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[[argparse.Namespace], None] | None, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         return command
 
-    boot = add("boot", _boot, "Boots a machine and says how it went.")
-    _add_machine(boot)
-    boot.add_argument("--guest", metavar="NAME", help="lab (which comes with hvlab), linux (see `hvlab linux fetch`), or linux-6.1 for one "
-                      "of several")
-    boot.add_argument("--kernel", type=Path, metavar="FILE", help="a Linux of your own: a bzImage (vmlinuz) or vmlinux")
-    boot.add_argument("--initrd", type=Path, metavar="FILE", help="its initramfs (default: hvlab's own, with the shell that --command "
-                      "needs)")
-    boot.add_argument("--append", metavar="TEXT", help="is added to the kernel's command line")
-    boot.add_argument("--command", action="append", default=[], metavar="LINE", help="then types a line into the guest's monitor, or a "
-                      "Linux's shell")
-    boot.add_argument("--json", action="store_true", help="one JSON object; addresses are integers, ranges half-open")
+    add_boot(add("boot", None, "Boots a machine and says how it went."))
+    add_resume(add("resume", None, "Restores a machine from a snapshot, lets it go on, and says how it went."))
+    add_snapshot(add("snapshot", None, "Tells of snapshots, the files that --save writes."))
     attack = add("attack", _attack, "Lets the guest attack the core and says what came of it.")
     attack.add_argument("attack", metavar="NAME", help="steal-key, overwrite-stub, open-nested-page, rewrite-iommu-entry, "
                         "redirect-vmcb, clear-te, forge-interrupt or before-te")
-    _add_machine(attack)
+    add_machine(attack)
+    attack.add_argument("--guest", metavar="NAME", help=argparse.SUPPRESS)
     attack.add_argument("--device", metavar="DEVICE", help="edu or nvme: the device that is turned against the core")
     attack.add_argument("--json", action="store_true", help="one JSON object; addresses are integers, bytes hex")
     matrix = add("matrix", _matrix, "Runs every attack under every policy.")
-    matrix.add_argument("machine", metavar="MACHINE", help=_MACHINE_HELP)
+    matrix.add_argument("machine", metavar="MACHINE", help=MACHINE_HELP)
     matrix.add_argument("--device", metavar="DEVICE", help="edu or nvme")
     matrix.add_argument("--policy", action="append", metavar="NAME", help="this policy only (may be given several times)")
     matrix.add_argument("--attack", action="append", metavar="NAME", help="this attack only (may be given several times)")
+    matrix.add_argument("--guest", metavar="NAME", help=argparse.SUPPRESS)
     matrix.add_argument("--json", action="store_true", help="one JSON object")
     doctor = add("doctor", _doctor, "Boots a machine under each policy: what is wrong with it, whose fault that is, what mends it.")
-    doctor.add_argument("machine", metavar="MACHINE", help=_MACHINE_HELP)
+    doctor.add_argument("machine", metavar="MACHINE", help=MACHINE_HELP)
     doctor.add_argument("--json", action="store_true", help="one JSON object: machine, verdicts, problems, unknown")
     collect = add("collect", _collect, "Writes what is needed to rebuild this Linux machine into an archive, and says what that is.")
     collect.add_argument("-o", "--output", type=Path, default=Path("hvlab-machine.tar.gz"), metavar="FILE.tar.gz", help="the archive")
     collect.add_argument("--root", type=Path, metavar="DIR", help="a folder with a copy of /sys and the kernel's log as `dmesg`: taken "
                          "instead of this machine")
     collect.add_argument("--script", action="store_true", help="prints the shell script that does it, for a machine without Python")
-    dump = add("dump", _dump, "Boots a machine and writes its remapping tables and registers.")
-    _add_machine(dump)
-    dump.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder for tables.npz and registers.json")
-    _add_report(add("report", _report, "Boots a machine and writes a report of it: one HTML file that needs no network, or a PDF."))
+    add_dump(add("dump", None, "Boots a machine and writes its remapping tables and registers."))
+    add_report(add("report", None, "Boots a machine and writes a report of it: one HTML file that needs no network, or a PDF."))
     decode = add("decode", _decode, "Reads the domains out of dumped tables, or of a dump of memory.")
     decode.add_argument("tables", type=Path, metavar="TABLES.npz", help="or an ELF or LiME dump of memory")
     decode.add_argument("--root", required=True, type=_address, metavar="ADDR", help="host-physical address of a root table (RTADDR)")
@@ -157,21 +146,6 @@ def _add_fleet(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="the summary as one JSON object")
 
 
-def _add_machine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("machine", metavar="MACHINE", help=_MACHINE_HELP)
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
-                         help="an option of the core: PROFILE, VTD_TRANS, IOMMU_MAP_END, ...")
-
-
-def _add_report(command: argparse.ArgumentParser) -> None:
-    _add_machine(command)
-    command.add_argument("-o", "--output", required=True, type=Path, metavar="FILE",
-                         help="a name that ends in .html or .pdf; or in .ipynb: an executed notebook")
-    command.add_argument("--attacks", action="store_true", help="also runs every attack under every policy")
-    command.add_argument("--compare", action="store_true", help="two runs: A with --set, B with --set2 besides")
-    command.add_argument("--set2", action="append", default=[], metavar="NAME=VALUE", dest="others", help="an option of run B")
-
-
 def _address(text: str) -> int:
     try:
         return parse_number(text)
@@ -197,133 +171,43 @@ def _range(text: str) -> tuple[int, int]:
     return run
 
 
-def _booted(options: argparse.Namespace) -> "tuple[Machine, Run]":
-    from .session import Machine
-    from .vmm.config import Config, parse_settings
-    config = Config(**parse_settings(options.settings))  # type: ignore[arg-type]
-    machine = Machine.load(options.machine)
-    run = machine.boot(config, watch=_watch(machine) if sys.stderr.isatty() else None, guest=getattr(options, "guest", None),
-                       kernel=getattr(options, "kernel", None), initrd=getattr(options, "initrd", None),
-                       command_line=getattr(options, "append", None))
-    _end_progress()
-    return machine, run
-
-
-def _end_progress() -> None:
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr)
-
-
-def _watch(machine: "Machine") -> Callable[[str | None], None]:
-    """One line on stderr, cut to the terminal's width: how far the machine has come."""
-    def show(_phase: str | None) -> None:
-        print(f"\r\033[K{''.join(filter(str.isprintable, str(machine.progress)))[:shutil.get_terminal_size().columns - 1]}", end="",
-              file=sys.stderr, flush=True)
-    return show
-
-
-def _progress() -> Callable[[str], None]:
-    return lambda phase: print(f"\r\033[K{phase} ...", end="", file=sys.stderr, flush=True)
-
-
-def _boot(options: argparse.Namespace) -> None:
-    machine, run = _booted(options)
-    with machine:
-        for line in options.command:
-            if ended := machine.ended_for(1):
-                print(f"hvlab: no guest was left for {line!r}: {ended.why}", file=sys.stderr)
-                break
-            answer = _answer(machine, run, line)
-            run = machine.run or run
-            if not options.json:
-                print(f"{'lab#' if machine.linux else 'lab>'} {line}\n{answer}")
-        print(json.dumps(run.to_json()) if options.json else run)
-
-
-def _answer(machine: "Machine", run: "Run", line: str) -> str:
-    """What the guest says to a line.  A command that does not end, or ends its Linux, is told of on stderr, and the run goes on."""
-    if not machine.linux:
-        return run.guest.command(line)
-    try:
-        return str(run.guest.shell(line))
-    except HvlabError as e:
-        print("hvlab:", " ".join(str(e).splitlines()), file=sys.stderr)
-        return e.output if isinstance(e, Overdue) else ""
+def _must_be_lab(guest: str | None) -> None:
+    if guest not in (None, "lab"):
+        raise BadConfig("the attacks are the lab guest's, whose driver is the wicked one: leave out --guest (what root does by hand in a "
+                        "Linux is in docs/linux.md)")
 
 
 def _attack(options: argparse.Namespace) -> None:
     from .session import Machine
     from .vmm.config import Config, parse_settings
+    _must_be_lab(options.guest)
     config = Config(**parse_settings(options.settings))  # type: ignore[arg-type]
     with Machine.load(options.machine) as machine:
-        result = machine.attack(options.attack, config, options.device, _progress() if sys.stderr.isatty() else None)
-    _end_progress()
+        result = machine.attack(options.attack, config, options.device, progress())
+    end_progress()
     print(json.dumps(result.to_json()) if options.json else result)
 
 
 def _matrix(options: argparse.Namespace) -> None:
     from .inspect.matrix import matrix
     from .session import Machine
+    _must_be_lab(options.guest)
     with Machine.load(options.machine) as machine:
-        grid = matrix(machine, options.policy, options.attack, options.device, _progress() if sys.stderr.isatty() else None)
-    _end_progress()
+        grid = matrix(machine, options.policy, options.attack, options.device, progress())
+    end_progress()
     print(json.dumps(grid.report()) if options.json else grid)
 
 
 def _doctor(options: argparse.Namespace) -> None:
     from .doctor import examine
-    found = examine(options.machine, _progress() if sys.stderr.isatty() else None)
-    _end_progress()
+    found = examine(options.machine, progress())
+    end_progress()
     print(json.dumps(found.to_json()) if options.json else found)
 
 
 def _collect(options: argparse.Namespace) -> None:
     from .sources.collect import SCRIPT, collect
     print(SCRIPT.read_text() if options.script else collect(options.output, options.root), end="" if options.script else "\n")
-
-
-def _dump(options: argparse.Namespace) -> None:
-    machine, run = _booted(options)
-    with machine:
-        for path in run.dump(options.output):
-            print(path)
-
-
-def _report(options: argparse.Namespace) -> None:
-    from .inspect.matrix import matrix
-    from .report import check_name, compare_report, write_report
-    from .session import Machine
-    from .vmm.config import parse_settings
-    if Path(options.output).suffix.lower() == ".ipynb":
-        return _report_notebook(options)
-    path, others = check_name(options.output), parse_settings(options.others)
-    if bool(others) != options.compare:
-        raise BadConfig("--compare needs at least one --set2 NAME=VALUE, and --set2 needs --compare")
-    progress = _progress() if sys.stderr.isatty() else lambda _phase: None
-    grid = None
-    if options.attacks:
-        with Machine.load(options.machine) as other:
-            grid = matrix(other, progress=progress)
-    machine, _run = _booted(options)
-    with machine:
-        if others:
-            compare_report(machine, path, grid, progress, **others)
-        else:
-            write_report(machine, path, grid, progress)
-    _end_progress()
-    print(path)
-
-
-def _report_notebook(options: argparse.Namespace) -> None:
-    from .report.notebook import write_notebook
-    from .session import Machine
-    from .vmm.config import Config, parse_settings
-    if options.others or options.compare or options.attacks:
-        raise BadConfig("a report as a notebook is of one run: without --compare, --set2 and --attacks")
-    settings = parse_settings(options.settings)
-    Config(**settings)  # type: ignore[arg-type]
-    Machine.load(options.machine).close()
-    print(write_notebook(options.machine, settings, options.output))
 
 
 def _decode(options: argparse.Namespace) -> None:

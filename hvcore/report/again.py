@@ -3,7 +3,7 @@
 import base64
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,13 @@ def files_of(description: MachineDescription) -> dict[str, bytes]:
     return {TOML: toml_of(description).encode("utf-8", "replace")} | table
 
 
-def commands(description: MachineDescription, config: Config, name: str = "") -> str:
-    """A shell script that boots the machine: by its `name`, where hvlab ships it; else it writes the files first."""
+def commands(description: MachineDescription, config: Config, name: str = "", guest: Sequence[str] = ()) -> str:
+    """A shell script that boots the machine: by its `name`, where hvlab ships it; else it writes the files first.
+
+    `guest` are more words of `hvlab boot`, which choose the guest.
+    """
     made = [] if name else ["mkdir -p machine && cd machine", *(_file(file, data) for file, data in files_of(description).items())]
-    words = ["hvlab", "boot", name or TOML, *(word for setting in settings(config) for word in ("--set", setting))]
+    words = ["hvlab", "boot", name or TOML, *(word for setting in settings(config) for word in ("--set", setting)), *guest]
     return "\n".join([*made, shlex.join(words)])
 
 

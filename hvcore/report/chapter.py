@@ -8,7 +8,8 @@ from typing import Any
 from ..inspect.records import Record, Records
 from .alive import Alive
 
-__all__ = ["Chapter", "Part", "Section", "coded", "facts", "folded", "listed", "log", "paragraph", "shown", "table"]
+__all__ = ["Chapter", "Part", "Section", "coded", "facts", "folded", "listed", "log", "paragraph", "shown", "table",
+           "unprinted"]
 
 KEPT = 1 << 17
 """Characters at each end of a console that go into a report."""
@@ -72,6 +73,11 @@ def _wide(inside: str, name: str) -> str:
 def folded(words: str, inside: str) -> str:
     """HTML that is folded away on a screen; in print it is not."""
     return f"<details><summary>{html.escape(words)}</summary>{inside}</details>"
+
+
+def unprinted(inside: str) -> str:
+    """HTML that is for screens only: in print it would be many pages that nobody reads."""
+    return f'<div class="unprinted">{inside}</div>'
 
 
 def log(text: str, name: str) -> str:

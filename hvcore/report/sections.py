@@ -13,7 +13,8 @@ from ..inspect.matrix import Matrix
 from ..outcome import OUTCOMES
 from .again import DMAR, TOML, commands, settings
 from .alive import Alive, alive, quiet
-from .chapter import Chapter, Part, Section, coded, facts, folded, listed, log, paragraph, shown, table
+from .chapter import Chapter, Part, Section, coded, facts, folded, listed, log, paragraph, shown, table, unprinted
+from .linux import in_short, linux_of
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -58,17 +59,19 @@ def outcome_of(run: "Run") -> str:
 
 def facts_of(machine: "Machine", run: "Run") -> str:
     """The machine and the core in a few facts."""
-    d, vmm = machine.description, run.vmm
+    d, vmm, linux = machine.description, run.vmm, linux_of(machine) if run.live else None
     core = "none" if vmm.base is None else f"{vmm.base:#x}-{vmm.base + vmm.size:#x}, {size(vmm.size)}"
     heap = f"{vmm.heap_pages_used:,} of {vmm.heap_pages_total:,} pages in use"
     return facts([("machine", d.name), ("from", d.source), ("RAM", size(d.ram_bytes)),
                   ("host address width", f"{d.host_address_width} bits"), ("the core's memory", core), ("its heap", heap),
-                  ("options", " ".join(settings(run.config)) or f"the profile {run.config.PROFILE} as it is")])
+                  ("options", " ".join(settings(run.config)) or f"the profile {run.config.PROFILE} as it is"),
+                  *([("guest", linux.name), ("its command line", linux.told)] if linux else [])])
 
 
 def findings(diagnosis: Diagnosis, assumptions: Collection[str] = ()) -> Iterator[str]:
     """What `hvlab doctor` finds: verdicts, problems with their evidence, what is not known besides the `assumptions`."""
-    yield paragraph(f"The machine was booted under each policy. Problems: {diagnosis.summary}.") + shown(diagnosis.verdicts)
+    booted = "The machine was booted under each policy, with the lab guest."
+    yield paragraph(f"{booted} Problems: {diagnosis.summary}.") + shown(diagnosis.verdicts)
     for problem in diagnosis.problems:
         told = [("evidence", problem.evidence), ("mend", problem.mend or "no option helps"), ("explains", ", ".join(problem.policies))]
         title = f"{problem.severity[0].upper()}{problem.severity[1:]}, {problem.blame}: {problem.id}"
@@ -84,6 +87,7 @@ class _Teller:
         from widgets.selection import Selection
         self.machine, self.run, self.grid, self.diagnosis, self.mark = machine, run, grid, diagnosis, mark
         self.selection = quiet(Selection)()
+        self.linux = linux_of(machine)
         self.table: tuple[tuple[str, str, Callable[[], Iterator[Part]]], ...] = (
             ("outcome", "Outcome and advice", self.outcome), ("machine", "The machine", self.description),
             ("doctor", "What the doctor finds", self.doctor), ("domains", "Who is translated by what", self.domains),
@@ -172,6 +176,8 @@ class _Teller:
     def attacks(self) -> Iterator[Part]:
         from widgets.matrix import MatrixView
         if self.grid is not None:
+            if self.linux:
+                yield paragraph("The attacks are the lab guest's: its driver is the wicked one. They ran on another machine of the kind.")
             view = quiet(MatrixView)(self.grid, self.selection)
             yield self._view("matrix", view, printed=view.figure.table)
 
@@ -183,21 +189,35 @@ class _Teller:
         console = self.run.console
         texts = [("The core's console", console.vmm), ("The guest's console", console.guest),
                  ("The second guest's console", console.guest2)]
-        yield from (f"<h3>{name}</h3>{log(text, name)}" for name, text in texts if text)
+        for name, text in texts:
+            if text:
+                yield f"<h3>{name}</h3>"
+                yield self._long(text, name) if self.linux and text is console.guest else log(text, name)
+
+    def _long(self, text: str, name: str) -> str:
+        """A Linux's console: what tells most of it; all of it is folded away, and not printed."""
+        short, lines = in_short(text), len(text.splitlines())
+        if len(short.splitlines()) >= lines:
+            return log(text, name)
+        whole = unprinted(folded(f"All {lines:,} lines", log(text, f"{name}, all of it")))
+        return paragraph(f"Of its {lines:,} lines, those that tell of disks, units, failures and the shell:") + log(short, name) + whole
 
     def again(self) -> Iterator[Part]:
         from ..sources import load, shipped
         d, name = self.machine.description, self.machine.name
         if self.mark == "a-":
             yield paragraph("With the machine's files, which are in this section of B:")
-            yield coded(commands(d, self.run.config, TOML), "the command")
+            yield coded(commands(d, self.run.config, TOML, self.linux.choice if self.linux else ()), "the command")
             return
         known = name in shipped() and load(shipped()[name]) == d
+        guest = self.linux.choice if self.linux else ()
+        if self.linux:
+            yield paragraph(self.linux.needs)
         if known:
-            yield paragraph("The machine comes with hvlab:") + coded(commands(d, self.run.config, name), "the command")
+            yield paragraph("The machine comes with hvlab:") + coded(commands(d, self.run.config, name, guest), "the command")
             yield paragraph("Without it:")
         beside = f" and {DMAR}, its DMAR table" if d.dmar is not None else ""
         yield paragraph(f"In a shell this writes {TOML}, which describes the machine{beside}, and boots it with the same options.")
-        yield coded(commands(d, self.run.config), "the machine's description and the command")
+        yield coded(commands(d, self.run.config, guest=guest), "the machine's description and the command")
         if d.disk.image:
             yield paragraph("The disk's image is not in this report: put it beside the file.")

@@ -7,7 +7,7 @@ import pytest
 
 from hvcore.cli import main
 from hvcore.errors import HvlabError
-from hvcore.report.notebook import cells, write_notebook
+from hvcore.report.notebook import Origin, cells, write_notebook
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,13 @@ def test_it_becomes_a_page(made):
 def test_a_hostile_name_stays_a_string():
     source = "x'; import os #\n"
     told: dict[str, object] = {}
-    exec(cells(source, {"QUIRKS": "none"})[1][1], told)
+    exec(cells(Origin.boot(source, {"QUIRKS": "none"}))[1][1], told)
     assert (told["SOURCE"], told["OPTIONS"]) == (source, {"QUIRKS": "none"})
 
 
 def test_what_cannot_be_is_a_sentence(tmp_path, capsys):
     with pytest.raises(HvlabError, match="there is no folder"):
-        write_notebook("q35-2g", {}, tmp_path / "no" / "x.ipynb")
+        write_notebook(Origin.boot("q35-2g", {}), tmp_path / "no" / "x.ipynb")
     assert main(["report", "nothing", "-o", str(tmp_path / "x.ipynb")]) == 2
     assert "'nothing' is neither a file" in capsys.readouterr().err
     assert main(["report", "q35-2g", "--attacks", "-o", str(tmp_path / "x.ipynb")]) == 2

@@ -1,0 +1,149 @@
+"""`hvlab boot`, `hvlab resume`, `hvlab snapshot`: a machine from power-on or out of a file, lines for its guest, and into a file again."""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HvlabError, Overdue
+from .machines import add_guest, add_machine, booted, restored
+from .progress import end_progress, showing, watch
+
+if TYPE_CHECKING:
+    from ..run import Run
+    from ..session import Machine
+    from ..snapshot import Told
+
+__all__ = ["add_boot", "add_resume", "add_snapshot"]
+
+PATIENCE = 60.0
+"""Seconds of wall time that a machine which is resumed gets to come to rest."""
+
+
+# --- boot and resume
+
+def add_boot(command: argparse.ArgumentParser) -> None:
+    """The options of `hvlab boot`."""
+    add_machine(command)
+    add_guest(command)
+    _add_use(command)
+    command.set_defaults(run=_boot)
+
+
+def add_resume(command: argparse.ArgumentParser) -> None:
+    """The options of `hvlab resume`."""
+    command.add_argument("file", type=Path, metavar="FILE", help="a machine saved by --save, or by Machine.save")
+    command.add_argument("--image", type=Path, metavar="FILE", help="the disk image beneath its disk, where it has one")
+    _add_use(command)
+    command.set_defaults(run=_resume)
+
+
+def _add_use(command: argparse.ArgumentParser) -> None:
+    """What is done with a machine that is up."""
+    command.add_argument("--command", action="append", default=[], metavar="LINE", help="then types a line into the guest's monitor, or a "
+                         "Linux's shell")
+    command.add_argument("--save", type=Path, metavar="FILE", help="at the end saves the machine as it stands, for `hvlab resume`")
+    command.add_argument("--json", action="store_true", help="one JSON object; addresses are integers, ranges half-open")
+
+
+def _boot(options: argparse.Namespace) -> None:
+    _must_take_a_file(options.save)
+    _use(*booted(options), options)
+
+
+def _resume(options: argparse.Namespace) -> None:
+    _must_take_a_file(options.save)
+    machine, run = restored(options.file, options.image)
+    if machine.state == "stopped":
+        try:
+            run = machine.resume(PATIENCE, watch=watch(machine))
+        except BaseException:
+            machine.close()
+            raise
+        finally:
+            end_progress()
+    _use(machine, run, options)
+
+
+def _use(machine: "Machine", run: "Run", options: argparse.Namespace) -> None:
+    """Lines for the guest, how it went, and a file for it."""
+    with machine:
+        for line in options.command:
+            if ended := machine.ended_for(1):
+                print(f"hvlab: no guest was left for {line!r}: {ended.why}", file=sys.stderr)
+                break
+            answer = _answer(machine, run, line)
+            run = machine.run or run
+            if not options.json:
+                print(f"{'lab#' if machine.linux else 'lab>'} {line}\n{answer}")
+        print(json.dumps(run.to_json()) if options.json else run, flush=True)
+        if options.save is not None:
+            with showing(f"saving {options.save.name}") as tell:
+                machine.save(options.save, tell)
+
+
+def _answer(machine: "Machine", run: "Run", line: str) -> str:
+    """What the guest says to a line.  A command that does not end, or ends its Linux, is told of on stderr, and the run goes on."""
+    if not machine.linux:
+        return run.guest.command(line)
+    try:
+        return str(machine.shell(line, watch=watch(machine)))
+    except HvlabError as e:
+        end_progress()
+        print("hvlab:", " ".join(str(e).splitlines()), file=sys.stderr)
+        return e.output if isinstance(e, Overdue) else ""
+    finally:
+        end_progress()
+
+
+def _must_take_a_file(path: Path | None) -> None:
+    """Raises HvlabError at once where a snapshot could not be written at the end."""
+    if path is None:
+        return
+    if path.exists() and not path.is_file():
+        raise HvlabError(f"{path} is no file that could be replaced: name a file for the snapshot")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise HvlabError(f"there is no folder {folder}: make it first")
+    if not os.access(folder, os.W_OK):
+        raise HvlabError(f"{folder} cannot be written to: name a file in another folder")
+
+
+# --- what a file says of itself
+
+def add_snapshot(command: argparse.ArgumentParser) -> None:
+    """The subcommands of `hvlab snapshot`."""
+    commands: argparse._SubParsersAction[Any] = command.add_subparsers(required=True, metavar="WHAT", parser_class=type(command))
+    text = "Says which machine a snapshot is of and how it stood; nothing is restored."
+    info = commands.add_parser("info", help=text, description=text)
+    info.add_argument("file", type=Path, metavar="FILE")
+    info.add_argument("--json", action="store_true", help="one JSON object; virtual time in nanoseconds, sizes in bytes")
+    info.set_defaults(run=_info)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from ..snapshot import info
+    told = info(options.file)
+    print(json.dumps(asdict(told)) if options.json else "\n".join(f"{name:12}  {_plain(value)}" for name, value in _facts(told)))
+
+
+def _facts(told: "Told") -> list[tuple[str, str]]:
+    from ..inspect.format import size
+    options = " ".join(f"{name}={_option(value)}" for name, value in told.config.items())
+    return [("machine", told.machine), ("state", told.state), ("outcome", f"{told.outcome}: {told.why}"),
+            ("virtual time", f"{told.time / 1e9:.6f} s"), ("options", options), ("made by", f"hvlab {told.hvlab}"),
+            ("file", size(told.size)), ("memory in it", size(told.memory))]
+
+
+def _option(value: object) -> str:
+    if isinstance(value, bool):
+        return "y" if value else "n"
+    return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def _plain(text: str) -> str:
+    """Words of a file of anybody's: nothing that a terminal would act upon."""
+    return "".join(c if c.isprintable() else "?" for c in text)
