@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-from hvcore import Machine
-from hvcore.errors import BadMachine, HvlabError
+from hvcore import Config, Machine
+from hvcore.errors import BadMachine
+from hvcore.guestimage import refuse_linux
 from hvcore.linux import cache
 
 __all__ = ["find_linux", "rest", "wake"]
 
 Transformer = Callable[[list[str]], list[str]]
+_LARGEST = "q35-64g"
+"""The machine with most RAM that a lesson boots a Linux on."""
 _STARTS = (".linux(", "!", "%")
 """What a cell that asks again has in it; what a cell that runs a program begins with."""
 
@@ -17,12 +20,10 @@ _STARTS = (".linux(", "!", "%")
 def find_linux(release: str) -> str:
     """The guest's name of the newest kernel in the cache whose release begins with `release`, or, where there is none such, of the newest.
 
-    Raises HvlabError, one sentence, where there is none, or where the emulator cannot run one.
+    Raises HvlabError, one sentence, where there is none, or where the emulator or this computer's memory cannot bear one.
     """
-    with Machine.load("q35-2g") as machine:
-        if machine.pc.cpu.state is None:
-            raise HvlabError("a Linux needs parts of the emulator that lie elsewhere in this version of it: install unicorn 2.1.2 to 2.1.4 "
-                             "for x86-64")
+    with Machine.load(_LARGEST) as machine:
+        refuse_linux(machine.pc, Config(), "")
     try:
         entry = cache.find(release)
     except BadMachine:
@@ -60,4 +61,4 @@ def wake() -> None:
 def _shell() -> Any:
     """The IPython that runs this; None where none does."""
     from IPython.core.getipython import get_ipython
-    return get_ipython()  # type: ignore[no-untyped-call]
+    return get_ipython()

@@ -116,6 +116,16 @@ def test_another_release_does_where_the_wanted_one_is_not_there(linux_cache):
     assert Course("en").linux("4.19") == f"linux-{linux_cache['newest']}"
 
 
+def test_what_refuses_a_linux_lets_cells_rest_too(notebook, monkeypatch, capsys):
+    def refuse(*_: Any) -> None:
+        raise HvlabError("no room for its records")
+
+    monkeypatch.setattr(needs, "refuse_linux", refuse)
+    assert Course("ja").linux("6.1") == ""
+    assert "no room for its records" in capsys.readouterr().out
+    assert "実行していません" in run_cell(notebook, "m.boot()\n")[0]
+
+
 def test_outside_of_a_notebook_it_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("HVLAB_CACHE", str(tmp_path / Path("none")))
     with pytest.raises(HvlabError, match="hvlab linux fetch"):
