@@ -79,10 +79,16 @@ def _use(machine: "Machine", run: "Run", options: argparse.Namespace) -> None:
             run = machine.run or run
             if not options.json:
                 print(f"{'lab#' if machine.linux else 'lab>'} {line}\n{answer}")
-        print(json.dumps(run.to_json()) if options.json else run, flush=True)
-        if options.save is not None:
-            with showing(f"saving {options.save.name}") as tell:
-                machine.save(options.save, tell)
+        try:
+            _save(machine, options.save)
+        finally:
+            print(json.dumps(run.to_json()) if options.json else run)
+
+
+def _save(machine: "Machine", path: Path | None) -> None:
+    if path is not None:
+        with showing(f"saving {path.name}") as tell:
+            machine.save(path, tell)
 
 
 def _answer(machine: "Machine", run: "Run", line: str) -> str:
@@ -103,13 +109,13 @@ def _must_take_a_file(path: Path | None) -> None:
     """Raises HvlabError at once where a snapshot could not be written at the end."""
     if path is None:
         return
-    if path.exists() and not path.is_file():
-        raise HvlabError(f"{path} is no file that could be replaced: name a file for the snapshot")
     folder = path.absolute().parent
-    if not folder.is_dir():
-        raise HvlabError(f"there is no folder {folder}: make it first")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise HvlabError(f"{path} cannot be written (it is there, and no file): name a file")
+    if not os.path.isdir(folder):
+        raise HvlabError(f"{path} cannot be written (there is no folder {folder}): make it first")
     if not os.access(folder, os.W_OK):
-        raise HvlabError(f"{folder} cannot be written to: name a file in another folder")
+        raise HvlabError(f"{path} cannot be written (it is not allowed in {folder}): name a file in another folder")
 
 
 # --- what a file says of itself

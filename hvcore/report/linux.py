@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ..guestimage import LINUX_COMMAND_LINE, command_line, is_linux
+from ..guestimage import LINUX_COMMAND_LINE, PROMPT, command_line, is_linux
+from ..shell import STATUS
 from ..spec.linuxboot import Kernel
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _WIDE = 240
 _BANNER = re.compile(rb"Linux version (\d\S{0,99}) \(")
 _CONTENTS = re.compile(rb"hvlab-initramfs \d+\nlinux (\S{1,200}) ?(\([^\n()]{1,300}\))?\nbusybox ([^\n]{1,200})\n")
 """What hvlab's initramfs says of itself in /etc/hvlab; the package is named where the kernel is the cache's."""
+_QUESTION = re.compile(rf"^{re.escape(PROMPT.decode() + STATUS)}\n\d+\n", re.MULTILINE)
+"""How hvlab itself asks for a command's exit status, and the answer."""
 _TELLING = re.compile(r"Linux version |\] Command line: |nvme|DMAR|IOMMU|iommu|AMD-Vi|Kernel panic|\bBUG\b|\bOops\b|Call Trace|RIP: "
                       r"|WARNING: |remapping|timed? ?out|[Ff]ailed|[Uu]nable|segfault|reset|^lab: ")
 
@@ -55,7 +58,7 @@ class LinuxGuest:
     def needs(self) -> str:
         """What must be there to boot it, in a sentence."""
         if self.package:
-            return f"The guest is Debian's kernel: `hvlab linux fetch --release {self.release.partition('-')[0]}` brings it."
+            return f"The guest is Debian's kernel: `hvlab linux fetch --release {self.release}` brings it."
         files = "kernel" if self.busybox else "kernel and initramfs"
         verb = "is not" if self.busybox else "are not"
         return f"The guest's {files} {verb} in this report: put {'vmlinuz' if self.busybox else 'vmlinuz and initrd.img'} beside the file."
@@ -86,7 +89,7 @@ def in_short(text: str) -> str:
 
     Left out lines are counted; what is still too long is cut in the middle.
     """
-    lines = text.splitlines()
+    lines = _QUESTION.sub("", text).splitlines()
     wanted = sorted({*_telling(lines), *range(max(0, len(lines) - _LAST), len(lines))})
     if len(wanted) > SHOWN:
         wanted = wanted[:SHOWN // 2] + wanted[-SHOWN // 2:]

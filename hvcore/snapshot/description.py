@@ -69,7 +69,7 @@ def with_image(description: MachineDescription, told: Any, image: str | Path | N
         return description
     if image is None:
         name = told[0] if isinstance(told, list) and told and isinstance(told[0], str) else "a file"
-        raise BadSnapshot(f"its disk lies over the image {name[:100]}, which is not in the snapshot: give it as image=")
+        raise BadSnapshot(f"its disk lies over the image {name[:100]}, which is not in the snapshot: give it as image=, or by --image")
     try:
         facts = image_facts(str(image))
     except OSError as e:

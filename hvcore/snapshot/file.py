@@ -68,6 +68,8 @@ class Writer:
     codec: str = field(default_factory=best_codec)
 
     def __enter__(self) -> "Writer":
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise HvlabError(f"{self.path} cannot be written (it is there, and no file): name a file")
         try:
             number, name = tempfile.mkstemp(prefix=f".{self.path.name[:100]}-", dir=self.path.parent)
         except OSError as e:
