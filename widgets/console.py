@@ -22,8 +22,8 @@ KEYS = {"Ctrl-C": "\x03", "Ctrl-D": "\x04"}
 class Console(anywidget.AnyWidget):
     """The log `text` under a `label`; with `on_command` also a line of input, whose lines go to that function one by one.
 
-    With `shell_keys` there are buttons for the keys that a shell acts upon, which go to `on_key` as the character that they send, and lines may
-    be empty.
+    With `shell_keys` there are buttons for the keys that a shell acts upon, which go to `on_key` as the character that they send, and
+    lines may be empty.
     """
 
     _esm = _STATIC / "console.js"

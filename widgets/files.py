@@ -13,7 +13,7 @@ SUFFIX = ".snap"
 
 def snapshot_name(machine: str, guest: str) -> str:
     """The file for a machine with the guest of that key, in the notebook's folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{machine}-{guest}").strip("-.") + SUFFIX
+    return re.sub(r"[^A-Za-z0-9._]+", "-", f"{machine}-{guest}").strip("-.") + SUFFIX
 
 
 def snapshots_here() -> list[str]:

@@ -1,6 +1,7 @@
 """What a terminal would show of what was printed to it: lines of plain text, without escape sequences and other control characters."""
 
 import re
+from codecs import getincrementaldecoder
 
 __all__ = ["lines_of", "tail"]
 
@@ -89,9 +90,7 @@ def tail(printed: bytes | bytearray, most: int) -> str:
 
 def _decoded(data: bytes) -> str:
     """UTF-8 where it is that; the last character may not be whole yet."""
-    for cut in range(min(4, len(data) + 1)):
-        try:
-            return data[:len(data) - cut].decode()
-        except UnicodeDecodeError:
-            continue
-    return data.decode("latin-1")
+    try:
+        return getincrementaldecoder("utf-8")().decode(data)
+    except UnicodeDecodeError:
+        return data.decode("latin-1")

@@ -368,6 +368,7 @@ class Workbench(ipw.VBox):
         if self.machine.run is not None and self.machine.run is not self._shown:
             self.refresh()
         self._allow(self.machine.state)
+        self._show_pending()
         mine = f"this is a fault of hvlab itself: {type(error).__name__}: {error}"
         self.verdict.say_progress("")
         self.verdict.say("error", str(error) if isinstance(error, HvlabError) else mine)

@@ -31,12 +31,13 @@ machine.boot(Config(VTD_TRANS=False), guest=endless, watch=stop)
 Workbench(machine)
 """
 """A guest that counts for ever (inc rax; jmp), stopped."""
-TABS = ("Walk, step by step", "Attacks", "Proof", "DMA requests", "Protection window", "Registers", "Permission runs",
+TABS = ("Walk, step by step", "History", "Attacks", "Proof", "DMA requests", "Protection window", "Registers", "Permission runs",
         "Before and after", "Instructions")
 # What has the focus: its name, whether it is the workbench's, whether its outline is seen; buttons that do nothing now have none.
 FOCUSED = """() => {
     const e = document.activeElement, style = getComputedStyle(e), box = e.getBoundingClientRect();
-    return { inside: Boolean(e.closest('.hvlab-workbench')), name: e.getAttribute('aria-label') || e.textContent.trim().slice(0, 40),
+    const name = e.getAttribute('aria-label') || e.labels?.[0]?.textContent || e.textContent;
+    return { inside: Boolean(e.closest('.hvlab-workbench')), name: name.trim().slice(0, 60),
              seen: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2 && box.width > 0 && box.height > 0,
              top: box.top, tag: e.tagName };
 }"""
@@ -55,7 +56,7 @@ class Bench:
         self.stage = self.element.get_by_role("application").first
         self.canvas = self.stage.locator("canvas")
         self.log = self.element.get_by_role("log", name="Guest's console")
-        self.field = self.element.get_by_role("textbox", name="Guest's console: a command")
+        self.field = self.element.get_by_role("textbox", name=re.compile("^Guest's console.*: a command$"))
 
     def picture(self, title: str) -> Locator:
         return self.element.locator(".hvlab-picture").filter(has=self.page.get_by_role("heading", name=re.compile(title)))
@@ -168,6 +169,10 @@ def test_a_guest_at_work_goes_on_is_stopped_and_stepped(page, lab):
     bench.button("Step").click()
     expect(bench.element.get_by_role("heading", name="Instructions executed: 1")).to_be_visible()
     expect(bench.element.get_by_role("region", name="Instructions executed")).to_contain_text(re.compile("inc|jmp"))
+    guest = bench.element.get_by_label("Guest", exact=True)
+    expect(guest).to_have_value("own")
+    guest.select_option("lab guest")
+    expect(bench.pending).to_contain_text("guest lab guest")
     bench.button("Reboot").click()
     expect(bench.outcome).to_have_text("up")
     expect(bench.log).to_contain_text("lab: ready")
@@ -238,9 +243,9 @@ def test_by_tab_through_every_control_and_out_again(page, bench):
         pytest.fail(f"no way out: {[at['name'] for at in stops[-5:]]}")
     assert not [at for at in stops if not at["seen"]]
     names = [at["name"] for at in stops]
-    wanted = ["VTD_TRANS=y", "Reboot", "Set IOMMU_MAP_END=ram and reboot", "Filter rows", "Address", "compressed", "Bands",
-              "Walk, step by step",
-              "Guest's console", "Guest's console: a command", "Core's console"]
+    wanted = ["Guest", "VTD_TRANS=y", "Reboot", "Snapshot", "Save", "Restore", "Set IOMMU_MAP_END=ram and reboot", "Filter rows",
+              "Go back before this", "Address", "compressed", "Bands", "Walk, step by step",
+              "Guest's console (lab guest)", "Guest's console (lab guest): a command", "Core's console"]
     places = [names.index(name) for name in wanted]
     assert places == sorted(places), list(zip(wanted, places, strict=True))
     page.keyboard.press("Shift+Tab")

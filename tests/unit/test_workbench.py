@@ -114,7 +114,7 @@ def test_a_console_keeps_the_end_and_hands_lines_on():
     lines = []
     console = Console("Guest's console", lines.append)
     console.show("x" * LIMIT + "end\r\n")
-    assert len(console.text) == LIMIT
+    assert LIMIT * 3 // 4 <= len(console.text) <= LIMIT
     assert console.text.endswith("xend\n")
     console._received(console, {"kind": "command", "line": "e820"}, [])
     console._received(console, {"kind": "something else"}, [])
@@ -241,7 +241,7 @@ def test_another_machine_and_back(bench, machine):
 
 def test_buttons_are_what_the_machine_can_do(bench, machine):
     usable = {name for name, button in bench.controls.buttons.items() if not button.disabled}
-    assert usable == {"reboot", "step", "step_exit", "report"}
+    assert usable == {"reboot", "step", "step_exit", "report", "save", "restore"}
     press(bench, "step")
     assert bench.steps.label == "Instructions executed: none"
     assert "waits for input" in bench.steps.note
