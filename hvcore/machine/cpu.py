@@ -377,7 +377,9 @@ class Cpu:
         if not self._stepping:
             self._stepping = True
             self.exit.step_exactly(True)
+        self.meter.refuel()
         self._emulate_once(1)
+        self.meter.elapse()
         self.exit.settle()
         self._watch.begin()
         if self._stop or not self._halted():

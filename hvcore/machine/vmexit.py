@@ -64,6 +64,7 @@ class ExportedExit:
         self.uc, self.private = uc, private
         if private.no_exit_request is not None:
             private.no_exit_request.value = 1
+        self._reset = uc.context_save()
 
     def at_door(self) -> None:
         """Nothing to remember."""
@@ -89,7 +90,24 @@ class ExportedExit:
         """Code is translated anew, with or without a look for a request before each instruction."""
         if self.private.no_exit_request is not None:
             self.private.no_exit_request.value = not on
+        if not on:
+            self._forget_steps()
         self.uc.ctl_flush_tb()
+
+    def _forget_steps(self) -> None:
+        """Where the emulator has counted instructions, its next start looks all their addresses up: in the guest's page tables, where it
+        would mark them accessed, unless the processor is as after reset meanwhile.  There it starts, and stops before it does anything.
+        """
+        now = self.uc.context_save()
+        self._put(self._reset)
+        self.uc.ctl_set_exits([0])
+        self.uc.emu_start(0, 0)
+        self.uc.ctl_set_exits([])
+        self._put(now)
+
+    def _put(self, context: Any) -> None:
+        self.uc.context_restore(context)
+        self.uc.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
 
     def save(self) -> bytes | None:
         """Nothing."""
