@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MACHINE_HELP", "add_guest", "add_machine", "add_settings", "add_source", "booted", "brought", "check_source", "restored"]
 
+LINUX_LIMIT = 600.0
+"""Seconds of wall time after which a Linux that has no shell yet is given up; its patience in virtual time is over long before."""
 MACHINE_HELP = "a .toml file, a folder of logs, an archive of one, a kernel log, or a shipped machine's name"
 
 
@@ -69,9 +71,10 @@ def booted(options: argparse.Namespace) -> "tuple[Machine, Run]":
     from ..vmm.config import Config, parse_settings
     config = Config(**parse_settings(options.settings))  # type: ignore[arg-type]
     machine = Machine.load(options.machine)
+    limit = None if options.kernel is None and options.guest in (None, "lab") else LINUX_LIMIT
     try:
         return machine, machine.boot(config, watch=watch(machine), guest=options.guest, kernel=options.kernel, initrd=options.initrd,
-                                     command_line=options.append)
+                                     command_line=options.append, limit=limit)
     except BaseException:
         machine.close()
         raise
@@ -84,6 +87,9 @@ def restored(path: Path, image: Path | None) -> "tuple[Machine, Run]":
     from ..session import Machine
     with showing(f"restoring {path.name}"):
         machine = Machine.restore(path, image)
+    if image is not None and machine.description.disk.image is None:
+        machine.close()
+        raise BadConfig(f"the disk of {path} lies over no image: leave out --image")
     assert machine.run is not None
     return machine, machine.run
 

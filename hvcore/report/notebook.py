@@ -52,13 +52,13 @@ class Origin:
         if not guest:
             return cls(parameters, made % "", again % "")
         words = """, *(f"--{k.replace('command_line', 'append')} {shlex.quote(v)}" for k, v in GUEST.items())"""
-        return cls(f"{parameters}\nGUEST = {dict(guest)!r}", made % ", **GUEST", f"import shlex\n{again % words}")
+        return cls(f"{parameters}\nGUEST = {dict(guest)!r}", made % f", limit={_SECONDS}, **GUEST", f"import shlex\n{again % words}")
 
     @classmethod
     def snapshot(cls, path: str, image: str | None = None) -> "Origin":
         """A machine as it stands in a snapshot; `image` is the disk image beneath its disk."""
         return cls(f"SNAPSHOT = {path!r}\nIMAGE = {image!r}", "m = Machine.restore(SNAPSHOT, IMAGE)\nrun = m.run\nm",
-                   'print("hvlab resume", SNAPSHOT, *(["--image", IMAGE] if IMAGE else []))')
+                   'import shlex\nprint(shlex.join(["hvlab", "resume", SNAPSHOT, *(["--image", IMAGE] if IMAGE else [])]))')
 
 
 def cells(origin: Origin) -> list[tuple[str, str, tuple[str, ...]]]:

@@ -59,9 +59,12 @@ def save(machine: "Machine", path: str | os.PathLike[str], progress: Progress | 
 def _path(path: object) -> Path:
     """Raises HvlabError for what is no path."""
     try:
-        return Path(os.fspath(path))         # type: ignore[call-overload]
+        where = Path(os.fspath(path))         # type: ignore[call-overload]
     except (TypeError, ValueError) as e:
         raise HvlabError(f"{quoted(path)} is no file: give its path") from e
+    if "\0" in str(where):
+        raise HvlabError(f"{quoted(path)} is no file: no name has a zero byte")
+    return where
 
 
 def _header(machine: "Machine", booting: Booting) -> dict[str, Any]:
