@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HvlabError, Overdue
-from .machines import add_guest, add_machine, booted, restored
+from .machines import add_guest, add_machine, booted, restored, using
 from .progress import end_progress, showing, watch
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _resume(options: argparse.Namespace) -> None:
 
 def _use(machine: "Machine", run: "Run", options: argparse.Namespace) -> None:
     """Lines for the guest, how it went, and a file for it."""
-    with machine:
+    with using(machine):
         for line in options.command:
             if ended := machine.ended_for(1):
                 print(f"hvlab: no guest was left for {line!r}: {ended.why}", file=sys.stderr)

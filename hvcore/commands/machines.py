@@ -1,6 +1,8 @@
 """Where a command's machine comes from: a description that is booted, with a guest, or a snapshot that is restored."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,8 @@ if TYPE_CHECKING:
     from ..run import Run
     from ..session import Machine
 
-__all__ = ["MACHINE_HELP", "add_guest", "add_machine", "add_settings", "add_source", "booted", "brought", "check_source", "restored"]
+__all__ = ["MACHINE_HELP", "add_guest", "add_machine", "add_settings", "add_source", "booted", "brought", "check_source", "restored",
+           "using"]
 
 LINUX_LIMIT = 600.0
 """Seconds of wall time after which a Linux that has no shell yet is given up; its patience in virtual time is over long before."""
@@ -98,3 +101,13 @@ def brought(options: argparse.Namespace) -> "tuple[Machine, Run]":
     """Booted or restored, as the options say.  Raises BadConfig where they say both."""
     check_source(options)
     return booted(options) if options.snapshot is None else restored(options.snapshot, options.image)
+
+
+@contextmanager
+def using(machine: "Machine") -> Iterator[None]:
+    """The machine's memory is given back at the end.  Nobody looks at its run then, which `close` would read once more and keep."""
+    try:
+        yield
+    finally:
+        machine.settle(freeze=False)
+        machine.pc.close()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BadConfig
-from .machines import add_source, brought, check_source, restored
+from .machines import add_source, brought, check_source, restored, using
 from .progress import end_progress, progress
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_report(command: argparse.ArgumentParser) -> None:
 
 def _dump(options: argparse.Namespace) -> None:
     machine, run = brought(options)
-    with machine:
+    with using(machine):
         for path in run.dump(options.output):
             print(path)
 
@@ -51,7 +51,7 @@ def _report(options: argparse.Namespace) -> None:
         raise BadConfig("--compare needs at least one --set2 NAME=VALUE, and --set2 needs --compare")
     machine, _run = brought(options)
     try:
-        with machine:
+        with using(machine):
             grid = _grid(machine) if options.attacks else None
             if others:
                 compare_report(machine, path, grid, progress(), **others)
