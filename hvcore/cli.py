@@ -27,9 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
         sys.stdout.flush()
     except HvlabError as e:
+        end_progress()
         print("hvlab:", " ".join(str(e).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        end_progress()
         print("hvlab: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -86,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     matrix.add_argument("--json", action="store_true", help="one JSON object")
     doctor = add("doctor", _doctor, "Boots a machine under each policy: what is wrong with it, whose fault that is, what mends it.")
     doctor.add_argument("machine", metavar="MACHINE", help=MACHINE_HELP)
+    doctor.add_argument("--guest", metavar="NAME", help="whose verdicts: lab (the default), or a Linux by its name, as of `hvlab boot`")
     doctor.add_argument("--json", action="store_true", help="one JSON object: machine, verdicts, problems, unknown")
     collect = add("collect", _collect, "Writes what is needed to rebuild this Linux machine into an archive, and says what that is.")
     collect.add_argument("-o", "--output", type=Path, default=Path("hvlab-machine.tar.gz"), metavar="FILE.tar.gz", help="the archive")
@@ -200,7 +203,7 @@ def _matrix(options: argparse.Namespace) -> None:
 
 def _doctor(options: argparse.Namespace) -> None:
     from .doctor import examine
-    found = examine(options.machine, progress())
+    found = examine(options.machine, progress(), options.guest)
     end_progress()
     print(json.dumps(found.to_json()) if options.json else found)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ..guestimage import is_linux
 from ..inspect.advice import Advice, advise
 from ..inspect.dmar import DmarTable
 from ..inspect.e820 import E820Map
@@ -16,6 +17,7 @@ from ..machine.memory import Memory
 from ..run import Run
 from ..runparts import VmmMemory
 from ..session import Machine
+from ..spec.linuxboot import Elf, Kernel
 from ..vmm import dmar
 from ..vmm.config import Config
 from ..vmm.platform import Console
@@ -94,12 +96,19 @@ class _Listener(Console):
         self.lines.append(text)
 
 
-def gather(machine: Machine, policies: Mapping[str, Config]) -> Iterator[Boot | Evidence]:
-    """Boots the machine under each policy and gives each run as it ends, at last all of it together.  The first must not translate."""
+LIMIT = 600.0
+"""Seconds of wall time after which a guest that never waits is given up."""
+
+
+def gather(machine: Machine, policies: Mapping[str, Config], guest: Elf | Kernel | None = None) -> Iterator[Boot | Evidence]:
+    """Boots the machine with a guest (None: the lab guest) under each policy and gives each run as it ends, at last all of it together.
+
+    The first policy must not translate.
+    """
     boots: dict[str, Boot] = {}
     parts = None
     for name, config in policies.items():
-        run = machine.boot(config)
+        run = machine.boot(config, guest=guest, limit=LIMIT if is_linux(guest) else None)
         boots[name] = boot = _boot(name, run, with_proof=name == list(policies)[-1])
         if parts is None:
             parts = run.units, run.functions, run.dmar, run.e820, *_as_bitvisor_reads(machine.pc.memory, run.dmar)

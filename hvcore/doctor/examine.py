@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..guestimage import choose_guest
 from ..machine.description import MachineDescription
 from ..session import Machine
 from ..sources import load
@@ -20,31 +21,33 @@ POLICIES = ("off", "bitvisor", "article", "ram", "superpages", "mended")
 """The policies that are tried, in order."""
 
 
-def examine(source: str | Path | MachineDescription | Machine, progress: Callable[[str], None] | None = None) -> Diagnosis:
+def examine(source: str | Path | MachineDescription | Machine, progress: Callable[[str], None] | None = None,
+            guest: str | None = None) -> Diagnosis:
     """The diagnosis of a machine: whatever `Machine.load` takes, a description, or a machine (it is left booted under the last policy).
 
-    `progress` is told each policy before it is tried.  Raises BadMachine.
+    `progress` is told each policy before it is tried.  `guest` is `lab` (also None), or a Linux by its name, whose verdicts take five
+    seconds each.  Raises BadMachine, and BadConfig for what is no guest.
     """
     if isinstance(source, Machine):
-        return _diagnose(source, progress)
+        return _diagnose(source, progress, guest)
     with Machine(source if isinstance(source, MachineDescription) else load(source)) as machine:
-        return _diagnose(machine, progress)
+        return _diagnose(machine, progress, guest)
 
 
-def _diagnose(machine: Machine, progress: Callable[[str], None] | None) -> Diagnosis:
+def _diagnose(machine: Machine, progress: Callable[[str], None] | None, guest: str | None) -> Diagnosis:
     verdicts: list[Verdict] = []
     policies = {name: machine.policies[name] for name in POLICIES}
     if progress:
         progress(POLICIES[0])
     problems: list[Problem] = []
-    for found in gather(machine, policies):
+    for found in gather(machine, policies, choose_guest(guest)):
         if isinstance(found, Evidence):
             problems = list(_problems(found))
         else:
             verdicts.append(Verdict(found.policy, found.outcome, found.why))
             if progress and len(verdicts) < len(POLICIES):
                 progress(POLICIES[len(verdicts)])
-    return Diagnosis(machine.name, verdicts, problems, (*machine.assumptions, *_not_told(machine.description)))
+    return Diagnosis(machine.name, verdicts, problems, (*machine.assumptions, *_not_told(machine.description)), guest or "")
 
 
 def _problems(found: Evidence) -> Iterator[Problem]:

@@ -65,11 +65,14 @@ class Problem(Record):
 
 
 class Diagnosis:
-    """What was found on one machine.  `unknown` says in a sentence each what was assumed, or could not be seen at all."""
+    """What was found on one machine.  `unknown` says in a sentence each what was assumed, or could not be seen at all; `guest` which guest
+    was booted, empty for the lab guest."""
 
-    def __init__(self, machine: str, verdicts: Iterable[Verdict], problems: Iterable[Problem], unknown: Iterable[str] = ()):
-        self.machine = machine
-        self.verdicts: Records[Verdict] = Records(Verdict, tuple(verdicts), title=f"{machine} under each policy")
+    def __init__(self, machine: str, verdicts: Iterable[Verdict], problems: Iterable[Problem], unknown: Iterable[str] = (),
+                 guest: str = ""):
+        self.machine, self.guest = machine, guest
+        title = f"{machine} under each policy{f', with {guest}' if guest else ''}"
+        self.verdicts: Records[Verdict] = Records(Verdict, tuple(verdicts), title=title)
         order = list(SEVERITIES)
         self.problems: Records[Problem] = Records(Problem, tuple(sorted(problems, key=lambda p: order.index(p.severity))))
         self.unknown = tuple(unknown)
@@ -91,8 +94,9 @@ class Diagnosis:
         return self.problems.frame
 
     def to_json(self) -> dict[str, Any]:
-        """`machine`, `verdicts`, `problems`, `unknown`, fit for JSON."""
-        return {"machine": self.machine, "verdicts": self.verdicts.to_json(), "problems": self.problems.to_json(),
+        """`machine`, `verdicts`, `problems`, `unknown`, fit for JSON; `guest`, where one was named."""
+        named = {"guest": self.guest} if self.guest else {}
+        return {"machine": self.machine, **named, "verdicts": self.verdicts.to_json(), "problems": self.problems.to_json(),
                 "unknown": list(self.unknown)}
 
     @property

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -85,6 +86,15 @@ def test_its_tables_are_dumped(saved: Path, tmp_path: Path) -> None:
     root = json.loads((tmp_path / "registers.json").read_text())["units"][0]["registers"]["RTADDR"]
     domain, = json.loads(hvlab("decode", tmp_path / "tables.npz", "--root", hex(root), "--json"))["domains"]
     assert domain["runs"][-1]["end"] == 1 << 32
+
+
+def test_the_doctor_asks_a_linux(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("hvcore.doctor.examine"), "POLICIES", ("off",))
+    told = json.loads(hvlab("doctor", "q35-2g", "--guest", f"linux-{release}", "--json"))
+    verdict, = told["verdicts"]
+    assert told["guest"] == f"linux-{release}"
+    assert (verdict["outcome"], verdict["why"]) == ("up", "the guest's shell is ready and its disk was read")
+    assert "no-interrupt-remapping" in {problem["id"] for problem in told["problems"]}
 
 
 # --- reports

@@ -165,6 +165,7 @@ def test_a_full_disk_is_one_line_the_run_is_told_and_the_old_file_stays(saved, t
                                    ["report", "--from", "F", "--guest", "lab", "-o", "r.ipynb"],
                                    ["dump", "q35-2g", "--image", "F", "-o", "d"], ["dump", "--from", "F", "--append", "x", "-o", "d"],
                                    ["attack", "steal-key", "q35-2g", "--guest", "linux"], ["matrix", "q35-2g", "--guest", "linux-6.1"],
+                                   ["doctor", "q35-2g", "--guest", "linux-1.2"], ["doctor", "q35-2g", "--guest", "windows"],
                                    ["resume"], ["snapshot"], ["snapshot", "show", "F"]])
 def test_what_does_not_go_together_is_one_line(capsys, saved, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
