@@ -14,7 +14,7 @@ from .view import module, style
 
 __all__ = ["EVERY", "Moments", "when"]
 
-EVERY = {"as the guest needs: 1 ms, with a Linux 10 ms": 0.0, "1 ms": 1.0, "10 ms": 10.0, "100 ms": 100.0, "never, only Remember now": None}
+EVERY = {"as the guest needs: 1 ms, with a Linux 50 ms": 0.0, "1 ms": 1.0, "10 ms": 10.0, "100 ms": 100.0, "never, only Remember now": None}
 """How often a moment is kept, in milliseconds of virtual time; 0 leaves it to the guest."""
 SHOWN = 500
 """Moments that have a row: the newest."""
@@ -48,7 +48,7 @@ class Moments(anywidget.AnyWidget):
         if not self.keep:
             return 0
         chosen = EVERY[self.every]
-        return (10 if linux else 1) if chosen == 0 else chosen
+        return (50 if linux else 1) if chosen == 0 else chosen
 
     def show(self, moments: Records[Moment]) -> None:
         """Shows which moments there are; the newest, where they are many."""

@@ -20,6 +20,7 @@ def lines_of(text: str) -> str:
     A carriage return and a backspace go back in the line, what comes then overwrites it; of escape sequences those count that move within
     the line or erase of it.  Colours and the rest are left out, and whatever else has no picture.
     """
+    text = text.replace("\r\n", "\n")
     if "\x1b" not in text and "\x08" not in text and "\r" not in text and not _CONTROL.search(text):
         return text
     return "\n".join(map(_line, text.split("\n")))

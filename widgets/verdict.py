@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Verdict"]
 
-COLOURS = {"up": "#009E73", "running": "#E69F00", "stopped": "#0072B2", "looking": "#56B4E9"}
+COLOURS = {"up": "#009E73", "running": "#E69F00", "stopped": "#0072B2", "looking": "#56B4E9", "off": "#777777"}
 BAD = "#D55E00"
 """The edge of the status line; its words say the same."""
-MARKS = {"up": "\u2714", "running": "\u2026", "stopped": "\u2016", "looking": "\u2026"}
+MARKS = {"up": "\u2714", "running": "\u2026", "stopped": "\u2016", "looking": "\u2026", "off": "\u25CB"}
 """A sign beside the words."""
 TOLD = 3
 """Pieces of advice that are shown."""

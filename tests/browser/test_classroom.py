@@ -1,6 +1,7 @@
 """`make voila`: the workbench as an app; who closes the page ends the machine."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -73,6 +74,11 @@ def test_a_visitor_has_a_machine_and_takes_it_along(browser: Browser, app: tuple
     page.get_by_role("button", name="VTD_TRANS=y").click()
     page.get_by_role("button", name="Reboot", exact=True).click()
     expect(outcome).to_have_text("up")
+    expect(page.get_by_label("Guest", exact=True)).to_have_value("lab")
+    expect(page.get_by_role("button", name="Save", exact=True)).to_be_hidden()
+    page.get_by_role("tab", name="History").click()
+    page.get_by_role("button", name="Remember now").click()
+    expect(page.get_by_role("radio", name=re.compile("^moment 1, "))).to_be_visible()
     assert not amiss(page)
     page.goto("about:blank")
     for _ in range(300):

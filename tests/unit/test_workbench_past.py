@@ -9,6 +9,7 @@ import pytest
 from hvcore import Config, Machine
 from hvcore.errors import BadMachine
 from hvcore.guestimage import lab_guest
+from hvcore.inspect.steps import ExitStep
 from hvcore.linux import cache
 from hvcore.snapshot import info
 from hvcore.spec.linuxboot import Elf, Kernel, Segment
@@ -155,12 +156,15 @@ def test_moments_are_kept_and_the_machine_goes_back_before_a_fault(bench):
     assert ">stopped<" in bench.verdict.status.value
     assert "gone back to moment 3" in bench.verdict.progress.value
     assert [row[0] for row in bench.moments.rows] == [1, 2, 3]
+    press(bench, "resume")
+    assert ">disk-lost<" in bench.verdict.status.value
+    assert (bench.machine.pc.clock.now, len(bench.run.faults)) == (end, 1)
+    send(bench, bench.moments, kind="back", number=2)
     press(bench, "step")
     assert bench.steps.label == "Instructions executed: 1"
     press(bench, "step_exit")
+    assert bench.steps.records.kind is ExitStep
     press(bench, "resume")
-    assert ">disk-lost<" in bench.verdict.status.value
-    assert bench.machine.pc.clock.now == end
     assert len(bench.run.faults) == 1
 
 
