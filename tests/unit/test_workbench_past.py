@@ -276,3 +276,16 @@ def test_what_goes_wrong_with_a_file_is_one_sentence_and_loses_nothing(bench, tm
 def test_files_are_named_after_machine_and_guest():
     assert snapshot_name("q35-6g", "linux-6.1.0-56-cloud-amd64") == "q35-6g-linux-6.1.0-56-cloud-amd64.snap"
     assert snapshot_name("../my <PC>", "lab") == "my-PC-lab.snap"
+
+
+def test_stopped_before_it_has_begun_the_workbench_is_ready_again(bench):
+    run, busy = bench.run, threading.Event()
+    bench.worker.call(busy.wait)
+    bench.controls.buttons["reboot"].click()
+    assert bench.controls.buttons["reboot"].disabled
+    bench.controls.buttons["stop"].click()
+    busy.set()
+    bench.wait()
+    assert bench.run is run
+    assert not bench.controls.buttons["reboot"].disabled
+    assert ">disk-lost<" in bench.verdict.status.value
