@@ -99,7 +99,8 @@ def _answer(machine: "Machine", run: "Run", line: str) -> str:
         return str(machine.shell(line, watch=watch(machine)))
     except HvlabError as e:
         end_progress()
-        print("hvlab:", " ".join(str(e).splitlines()), file=sys.stderr)
+        sentence = str(e).partition("; it had printed")[0] if isinstance(e, Overdue) else str(e)
+        print("hvlab:", " ".join(sentence.splitlines()), file=sys.stderr)
         return e.output if isinstance(e, Overdue) else ""
     finally:
         end_progress()

@@ -55,6 +55,12 @@ def test_what_was_done_is_in_the_next_file(saved: Path, tmp_path: Path) -> None:
     assert "kept" in hvlab("resume", saved, "--command", "echo $x")
 
 
+def test_what_a_command_had_printed_when_its_time_was_over_is_told_once(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = hvlab("resume", saved, "--command", "echo from here; read x", "--command", "echo on")
+    assert said.count("from here\n") == 1 and "lab# echo on\non\n" in said
+    assert capsys.readouterr().err == ("hvlab: 'echo from here; read x' was still running after 60 s of virtual time; Ctrl-C ended it\n")
+
+
 def test_one_that_has_panicked_is_saved_and_has_no_shell(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hvlab("resume", saved, "--command", "echo c >/proc/sysrq-trigger", "--save", tmp_path / "dead.snap")
     assert "was the guest's end: Kernel panic" in capsys.readouterr().err
