@@ -61,7 +61,7 @@ class LinuxGuest:
             return f"The guest is Debian's kernel: `hvlab linux fetch --release {self.release}` brings it."
         files = "kernel" if self.busybox else "kernel and initramfs"
         verb = "is not" if self.busybox else "are not"
-        return f"The guest's {files} {verb} in this report: put {'vmlinuz' if self.busybox else 'vmlinuz and initrd.img'} beside the file."
+        return f"The guest's {files} {verb} in this report: put {'vmlinuz' if self.busybox else 'vmlinuz and initrd.img'} where the command is run."
 
 
 def linux_of(machine: "Machine") -> LinuxGuest | None:

@@ -43,11 +43,11 @@ def test_a_kernel_of_the_cache_is_named_by_its_release():
 
 
 @pytest.mark.parametrize(("initrd", "choice", "needs"), [
-    (OWN, ["--kernel", "vmlinuz"], "The guest's kernel is not in this report: put vmlinuz beside the file."),
+    (OWN, ["--kernel", "vmlinuz"], "The guest's kernel is not in this report: put vmlinuz where the command is run."),
     (b"another", ["--kernel", "vmlinuz", "--initrd", "initrd.img"],
-     "The guest's kernel and initramfs are not in this report: put vmlinuz and initrd.img beside the file."),
+     "The guest's kernel and initramfs are not in this report: put vmlinuz and initrd.img where the command is run."),
     (CACHED.replace(b"linux 6.1.0", b"linux 6.2.0"), ["--kernel", "vmlinuz"],
-     "The guest's kernel is not in this report: put vmlinuz beside the file.")])
+     "The guest's kernel is not in this report: put vmlinuz where the command is run.")])
 def test_files_of_the_users_own_have_to_be_brought(initrd, choice, needs):
     found = told(kernel(initrd=initrd))
     assert (found.choice, found.needs) == (choice, needs)
