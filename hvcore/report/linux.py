@@ -59,9 +59,9 @@ class LinuxGuest:
         """What must be there to boot it, in a sentence."""
         if self.package:
             return f"The guest is Debian's kernel: `hvlab linux fetch --release {self.release}` brings it."
-        files = "kernel" if self.busybox else "kernel and initramfs"
-        verb = "is not" if self.busybox else "are not"
-        return f"The guest's {files} {verb} in this report: put {'vmlinuz' if self.busybox else 'vmlinuz and initrd.img'} where the command is run."
+        if self.busybox:
+            return "The guest's kernel is not in this report: put vmlinuz where the command is run."
+        return "The guest's kernel and initramfs are not in this report: put vmlinuz and initrd.img where the command is run."
 
 
 def linux_of(machine: "Machine") -> LinuxGuest | None:
