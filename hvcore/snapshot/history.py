@@ -90,7 +90,8 @@ class History:
         """The machine stands where it can be held."""
         self.renew()
         if self.every is not None and self.booting.pc.clock.busy >= self._due:
-            self.keep(PERIODIC if self._kept else BEGINNING)
+            exits = self.booting.exits
+            self.keep(BEGINNING if exits is not None and not exits.count else PERIODIC)
         self._set_alarm()
 
     def renew(self) -> None:
