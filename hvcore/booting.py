@@ -77,7 +77,11 @@ class Booting:
 
     def start(self, config: Config, guest: Elf | Kernel, early: Early | None = None) -> None:
         """Begins a boot on the engine's thread."""
-        self.engine.start(lambda: self._work(lambda: self._boot(config, guest, early)))
+        def begin() -> None:
+            self._worked = 0.0
+            self._boot(config, guest, early)
+
+        self.engine.start(lambda: self._work(begin))
 
     def go_on(self, stopped: bool = False) -> None:
         """Lets a machine that is at rest run on; with `stopped` it stands at its first gate."""
@@ -89,7 +93,7 @@ class Booting:
         try:
             begin()
             while self.pc.reset_requested and self.up and self.run is not None and self.guest is not None:
-                self.phase = None
+                self.phase, self._worked, self._since = None, 0.0, self.engine.clock()
                 self._boot(self.run.config, self.guest)
             if self.pc.reset_requested:
                 self.ended = outcome.Ending("guest-crash", "the guest reset the machine before it waited for input")
@@ -142,7 +146,6 @@ class Booting:
             self.pc.power_on()
         self.ended = self.exits = self.core = self.residents = self.awaited = self._stage = None
         self.up = self.late = self._panicked = False
-        self._worked, self._since = 0.0, self.engine.clock()
         self.boots += 1
         self.run = self.new_run(config, self.boots)
         return self.run

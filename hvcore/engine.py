@@ -34,7 +34,7 @@ class Engine:
         self._news: str | None = None
         self._holders: list[int] = []
         self._telling = self._asked = self._resting = self._abandoned = False
-        self._rested = 0.0
+        self._rest_so_far: tuple[float, float | None] = 0.0, None
 
     # --- from the work's thread
 
@@ -52,12 +52,13 @@ class Engine:
                 raise Abandoned
 
     def _stand_still(self, needed: Callable[[], bool]) -> None:
-        since = time.perf_counter()
+        rested, since = self._rest_so_far[0], time.perf_counter()
+        self._rest_so_far = rested, since
         while needed() and not self._abandoned:
             self._rest(True)
             self._changed.wait()
         self._rest(False)
-        self._rested += time.perf_counter() - since
+        self._rest_so_far = rested + time.perf_counter() - since, None
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -76,7 +77,8 @@ class Engine:
 
     def clock(self) -> float:
         """Seconds of work: wall time without what was spent at the gate."""
-        return time.perf_counter() - self._rested
+        rested, since = self._rest_so_far
+        return (time.perf_counter() if since is None else since) - rested
 
     def _work(self, work: Callable[[], None]) -> None:
         error: BaseException | None = None

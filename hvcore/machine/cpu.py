@@ -34,18 +34,16 @@ from .cpuid import MODEL, cpuid
 from .events import deliver_injected_exception
 from .exceptions import Exceptions
 from .instructions import Instructions
-from .longmode import translate
+from .longmode import PHYSICAL_BITS, translate
 from .memory import PAGE, Memory
 from .meter import Meter
 from .storewatch import Stores, StoreWatch
 from .vmexit import Exit, choose
 
-__all__ = ["DOOR", "PHYSICAL_BITS", "Cpu", "Stop", "StopKind", "Stores"]
+__all__ = ["DOOR", "Cpu", "Stop", "StopKind", "Stores"]
 
 DOOR = 0xE0
 """The port by which the core's machine code hands over to its policy."""
-PHYSICAL_BITS = 40
-"""Width of the processor's physical addresses: it reaches 1 TiB, whatever the model says."""
 ACCESS_NS = 1000
 """Virtual time that one access to a device takes."""
 HLT = 0xF4

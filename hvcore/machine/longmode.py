@@ -3,8 +3,10 @@
 from ..errors import Unreadable
 from .memory import Memory
 
-__all__ = ["ADDRESS", "LARGE", "PRESENT", "translate", "translate_nested"]
+__all__ = ["ADDRESS", "LARGE", "PHYSICAL_BITS", "PRESENT", "translate", "translate_nested"]
 
+PHYSICAL_BITS = 40
+"""Width of the processor's physical addresses: it reaches 1 TiB, whatever the model says."""
 PRESENT, LARGE = 1 << 0, 1 << 7
 ADDRESS = 0x000F_FFFF_FFFF_F000
 

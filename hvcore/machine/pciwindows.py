@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..spec.bits import align_down, align_up
-from .cpu import PHYSICAL_BITS
 from .description import MachineDescription
+from .longmode import PHYSICAL_BITS
 from .memory import PAGE
 from .pcifunction import Bridge, PciFunction
 from .pciplace import APIC_HOLE, Range, reserved_ranges

@@ -7,8 +7,7 @@ processor, which would mark them, never writes into the core's memory.
 
 from collections.abc import Iterable
 
-from ..machine.cpu import PHYSICAL_BITS
-from ..machine.longmode import ADDRESS, LARGE, PRESENT
+from ..machine.longmode import ADDRESS, LARGE, PHYSICAL_BITS, PRESENT
 from ..machine.memory import PAGE, Memory
 from ..spec.bits import align_down
 from .heap import Heap
