@@ -1,7 +1,8 @@
 """Whose turn it is among the processors of a machine: one runs until it halts, then the other; where all wait, time jumps.
 
-One that does not halt gives way after `SLICE` of virtual time.  One that neither halts nor touches a device takes no virtual time at all:
-whoever watches the machine calls `tick` now and then, which takes it off its processor, and a slice of time passes for what it computed.
+One that does not halt gives way after `SLICE` of virtual time.  Where blocks of code are not counted, one that neither halts nor touches a
+device takes no virtual time at all: whoever watches the machine calls `tick` now and then, which takes it off its processor, and a slice of
+time passes for what it computed.
 """
 
 import threading
@@ -117,6 +118,8 @@ class Schedule:
 
     def tick(self) -> None:
         """From any thread, many times a second: where a processor has long done nothing that takes time, the other's turn comes."""
+        if all(seat.cpu.meter.works for seat in self.seats):
+            return
         now, spent, seat = self.clock.now, self._spent(), self.turn
         if now != self._seen or not seat.cpu.running:
             self._seen, self._since = now, spent
