@@ -91,7 +91,8 @@ class History:
         self.renew()
         if self.every is not None and self.booting.pc.clock.busy >= self._due:
             exits = self.booting.exits
-            self.keep(BEGINNING if exits is not None and not exits.count else PERIODIC)
+            first = not self._kept and exits is not None and not exits.count
+            self.keep(BEGINNING if first else PERIODIC)
         self._set_alarm()
 
     def renew(self) -> None:
