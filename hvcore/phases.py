@@ -46,8 +46,8 @@ _STAGES = (("kernel", re.compile(r"Linux version ")),
            ("drivers", re.compile(r"\] (?:PCI: Probing|pci_bus|Serial: 8250|clocksource: Switched)")), ("disk", re.compile(r"\] nvme ")),
            ("init", re.compile(r"\] Run \S+ as init process")), ("shell", re.compile(r"^lab: ready")))
 """What a Linux does, by the first line that shows it, in this order."""
-INSTRUCTIONS = 5.5
-"""Instructions in a block of code, about."""
+INSTRUCTIONS = 7.7
+"""Instructions in a block of code, about: counted one by one over the boots of Debian's 6.1 and 6.12 it was 7.67 and 7.64."""
 
 
 def stage_of(line: str, stage: str) -> str:

@@ -18,7 +18,7 @@ from .rawhook import raw_hook
 __all__ = ["BLOCK_NS", "Meter"]
 
 BLOCK_NS = 2
-"""Virtual time that a block of code takes, which is 5 or 6 instructions."""
+"""Virtual time that a block of code takes, which is 7 or 8 instructions of a kernel."""
 _ENDLESS = 1 << 40
 """Blocks where no timer is due."""
 
