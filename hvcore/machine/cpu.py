@@ -130,20 +130,24 @@ class Cpu:
 
     def _on_in(self, _uc: Uc, port: int, width: int, _data: Any) -> int:
         self._access()
-        if self._refused(port, width):
-            return (1 << 8 * width) - 1
-        if self.on_io is not None and self._io_exit(port, width, None):
-            return ioexit.answer(self.memory, self.vmcb, width)
-        value = self.bus.port_read(port, width)
+        value = self._port_read(port, width)
         self.meter.refuel()
         return value
+
+    def _port_read(self, port: int, width: int) -> int:
+        """What the guest is told: nothing where it may not ask, the answer of its VMCB's policy, or the device's."""
+        if self._refused(port, width):
+            return (1 << 8 * width) - 1
+        if self._io_exit(port, width, None):
+            return ioexit.answer(self.memory, self.vmcb, width)
+        return self.bus.port_read(port, width)
 
     def _on_out(self, _uc: Uc, port: int, width: int, value: int, _data: Any) -> None:
         if port == DOOR and not self.in_guest():
             self._at_door()
         else:
             self._access()
-            if not self._refused(port, width) and (self.on_io is None or not self._io_exit(port, width, value)):
+            if not self._refused(port, width) and not self._io_exit(port, width, value):
                 self.bus.port_write(port, width, value)
             self.meter.refuel()
 
@@ -337,9 +341,8 @@ class Cpu:
             self._nudged = False
             self.meter.refuel()
             self._emulate_once()
-            due = self._nudged or self.meter.was_empty
+            due = self.state is not None or self._nudged or self.meter.was_empty
             self.meter.elapse()
-            due = due or self.state is not None
             again = self.exit.settle() or self._watch.begin() or (self._exited if self._pausing else due and not self._halted())
             interrupted = again and self._stop is None
 
