@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -111,6 +112,9 @@ class _Desk:
         self.job: _Job | None = None
         self.told: weakref.WeakKeyDictionary[Machine, dict[str, tuple[int, int]]] = weakref.WeakKeyDictionary()
         self.owned: list[Machine] = []
+        self.typing = threading.Lock()
+        self.typed: dict[int, tuple[Machine, int, str]] = {}
+        self.keys = count()
         self.closed = False
 
     def serve(self) -> None:
@@ -152,7 +156,17 @@ class _Desk:
         if job is not None and job.machine is not None:
             job.machine.stop()
 
+    def hand_over(self, machine: Machine, guest: int, last: float = FOREVER) -> None:
+        """Gives a guest what was typed for it, in order, up to number `last`."""
+        with self.typing:
+            wanted = [n for n, (m, g, _) in self.typed.items() if (m, g) == (machine, guest) and n <= last]
+            text = "".join(self.typed.pop(n)[2] for n in wanted)
+            if text:
+                machine.key_in(text, guest)
+
     def _forget(self) -> None:
+        with self.typing:
+            self.typed.clear()
         while True:
             try:
                 waiting = self.jobs.get_nowait()
@@ -284,13 +298,24 @@ class Worker:
     # --- not in the queue
 
     def type(self, machine: Machine, text: str, guest: int = 1) -> None:
-        """Input on a guest's console: where the machine is at work for a guest that is up, it takes it at once; else as `send`."""
-        if self.machine is machine and machine.booting.up:
-            machine.key_in(text, guest)
-            if self.machine is machine:
+        """Input on a guest's console: a guest that is up and at work takes it at once, any other as with `send`; always in order."""
+        desk = self._desk
+        with desk.typing:
+            number = next(desk.keys)
+            desk.typed[number] = machine, guest, text
+        if self.machine is machine and machine.booting.up and machine.state == "running":
+            desk.hand_over(machine, guest)
+            if machine.state == "running":
                 return
-            text = ""
-        self.send(machine, text, guest)
+
+        def do(job: _Job) -> None:
+            try:
+                if not machine.booting.up:
+                    machine.send("", guest, limit=FOREVER, watch=job.progress)
+            finally:
+                desk.hand_over(machine, guest, number)
+            machine.send("", guest, limit=FOREVER, watch=job.progress)
+        self._put(machine, do)
 
     def stop(self) -> None:
         """Stops the machine that is at work, where it is, and cancels the commands that wait.  What is asked for later is done."""

@@ -1,10 +1,12 @@
 """The worker: commands in their order, a stop that does not wait, listeners, and nothing left behind."""
 
 import gc
+import re
 import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,6 +105,59 @@ def test_a_stop_before_the_machine_runs_stops_it(worker: Worker, machine: Machin
     while not boot.done():
         worker.stop()
     assert boot.cancelled() or boot.result().outcome == "stopped"
+
+
+def test_lines_are_taken_in_the_order_in_which_they_were_typed(worker: Worker, machine: Machine) -> None:
+    worker.boot(machine, OFF).result(PATIENCE)
+    gate = threading.Event()
+    worker.call(gate.wait, PATIENCE)
+    for number in range(3):
+        worker.type(machine, f"cpuid {number}\n")
+    with machine.still():
+        gate.set()
+        while worker.machine is None:
+            pass
+        for number in range(3, 6):
+            worker.type(machine, f"cpuid {number}\n")
+    worker.send(machine, "time\n").result(PATIENCE)
+    assert re.findall(r"lab> (\S+ ?\d?)\n", machine.run.console.guest) == [*(f"cpuid {number}" for number in range(6)), "time"]
+
+
+def test_what_was_typed_and_waits_is_forgotten_at_a_stop(worker: Worker, machine: Machine) -> None:
+    worker.boot(machine, OFF).result(PATIENCE)
+    gate = threading.Event()
+    worker.call(gate.wait, PATIENCE)
+    worker.type(machine, "cpuid 0\n")
+    worker.stop()
+    gate.set()
+    worker.type(machine, "time\n")
+    worker.call(int).result(PATIENCE)
+    assert re.findall(r"lab> (\S+)", machine.run.console.guest) == ["time"]
+
+
+def test_what_was_typed_for_a_guest_that_died_is_not_told_to_the_next(worker: Worker, machine: Machine, log: Log) -> None:
+    worker.boot(machine, OFF).result(PATIENCE)
+    worker.type(machine, "crash\n")
+    worker.call(int).result(PATIENCE)
+    worker.type(machine, "cpuid 0\n")
+    worker.boot(machine, OFF)
+    worker.type(machine, "time\n")
+    worker.call(int).result(PATIENCE)
+    assert re.findall(r"lab> (\S+)", machine.run.console.guest) == ["time"]
+    assert next(str(e) for e in log.ends if isinstance(e, HvlabError)).startswith("there is no guest to send to")
+
+
+def test_what_is_typed_while_the_machine_is_saved_is_taken_afterwards(worker: Worker, machine: Machine, tmp_path: Path) -> None:
+    worker.boot(machine, OFF).result(PATIENCE)
+    words: list[str] = []
+
+    def told(said: str) -> None:
+        if not words:
+            worker.type(machine, "time\n")
+        words.append(said)
+    worker.save(machine, tmp_path / "one.snap", told).result(PATIENCE)
+    worker.call(int).result(PATIENCE)
+    assert words and "lab> time\n" in machine.run.console.guest
 
 
 def test_the_console_comes_in_portions_and_whole(worker: Worker, machine: Machine, log: Log) -> None:
