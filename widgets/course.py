@@ -48,8 +48,8 @@ _WORDS = {
     "predicted": ("predictions right", "件的中"),
     "linux": ("This lesson boots Debian's kernel: run `hvlab linux fetch` in a terminal (or `!hvlab linux fetch` in a cell; it needs "
               "no root), then this cell again.",
-              "この章では Debian のカーネルを起動します。端末で `hvlab linux fetch` を実行してから（root は不要。"
-              "セルで `!hvlab linux fetch` としても可）、このセルを再実行してください。"),
+              "この章では Debian のカーネルを起動します。端末で `hvlab linux fetch` を実行してから（root 権限は不要です。"
+              "セルで `!hvlab linux fetch` としても構いません）、このセルを再実行してください。"),
     "resting": ("Not run: there is no Linux yet, see the first cell.",
                 "実行していません。Linux がまだありません（最初のセルを見てください）。"),
 }
