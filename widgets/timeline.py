@@ -1,6 +1,6 @@
 """What devices could reach from power-on to now: a lane for each unit, with the phases of the boot above and the events between."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import log2
@@ -9,8 +9,8 @@ from textwrap import wrap
 from hvcore.inspect.format import address, size
 from hvcore.inspect.history import Event
 from hvcore.inspect.records import html_table
+from hvcore.inspect.window import UnitThen
 from hvcore.phases import doing
-from hvcore.spec.vtd import ADDRESS
 
 from .drawing import MUTED, ROW, Drawing, Figure, Fill, Part, range_part
 
@@ -34,7 +34,6 @@ LABEL, LETTERS = 110.0, 130
 """Width of a unit's label, letters of a line of words."""
 _TOLD_FIRST = ("TE on", "TE off", "PMEN on", "PMEN off")
 """Events whose names go before others' where there is not room for all."""
-_VMM_PHASE = "vmm laid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,37 +58,13 @@ class Stretch:
     root: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """What is known of a unit at one moment: translation, the root table latched (host-physical) and whether it was empty when translation
-    was switched on, protected ranges (host-physical, None: PMEN off), whether the VMM is there."""
-
-    translating: bool = False
-    root: int | None = None
-    empty: bool = False
-    protected: tuple[tuple[int, int], ...] | None = None
-    vmm: bool = False
-
-    def after(self, event: Event, unit: int) -> "State":
-        """The same when `event` has happened."""
-        if event.what == "phase":
-            return replace(self, vmm=self.vmm or event.phase == _VMM_PHASE)
-        if event.unit == unit and event.what in ("TE on", "TE off"):
-            return replace(self, translating=event.what == "TE on", empty=event.empty)
-        if event.unit == unit and event.what == "SRTP":
-            return replace(self, root=None if event.address is None else event.address & ADDRESS, empty=False)
-        if event.unit == unit and event.what in ("PMEN on", "PMEN off"):
-            return replace(self, protected=event.ranges if event.what == "PMEN on" else None)
-        return self
-
-
 def stretches(events: Sequence[Event], unit: int, ram: int, vmm: tuple[int, int] | None, now: Now | None = None) -> list[Stretch]:
     """What the devices of `unit` (register base) could reach, from the first event on.
 
     `ram` is how much memory the machine has, in bytes; `vmm` the core's half-open host-physical range; `now` what the tables grant
     now: what they granted in an earlier stretch is not kept.
     """
-    state = State()
+    state = UnitThen()
     out: list[Stretch] = []
     for event in events:
         state = state.after(event, unit)
@@ -103,24 +78,20 @@ def stretches(events: Sequence[Event], unit: int, ram: int, vmm: tuple[int, int]
     return out
 
 
-def _reach(state: State, ram: int, vmm: tuple[int, int] | None) -> tuple[str, str, str]:
+def _reach(state: UnitThen, ram: int, vmm: tuple[int, int] | None) -> tuple[str, str, str]:
     """A state as one of `FILLS`, in words, and how much it is."""
     if state.translating and state.empty:
         return "nothing", "nothing: the root table was empty when translation was switched on", "nothing"
     if state.translating:
         return "tables", FILLS["tables"].name, "by tables"
-    covered = bool(vmm) and _holds(state.protected or (), vmm or (0, 0))
+    exposed = bool(vmm) and state.opens(vmm or (0, 0))
     if state.protected:
         kept = sum(end - start for start, end in state.protected)
-        among = "" if not state.vmm or not vmm else ", the VMM not among it" if covered else ", the VMM's memory among it"
-        return ("partly" if covered or not state.vmm else "open"), f"everything but {size(kept)} protected{among}", f"all but {size(kept)}"
-    if state.vmm and vmm:
+        among = "" if not state.laid or not vmm else ", the VMM's memory among it" if exposed else ", the VMM not among it"
+        return "open" if exposed else "partly", f"everything but {size(kept)} protected{among}", f"all but {size(kept)}"
+    if exposed:
         return "open", f"everything ({size(ram)}), the VMM's memory among it", size(ram)
     return "early", f"everything ({size(ram)})", size(ram)
-
-
-def _holds(ranges: Iterable[tuple[int, int]], inner: tuple[int, int]) -> bool:
-    return any(start <= inner[0] and inner[1] <= end for start, end in ranges)
 
 
 # --- the figure

@@ -5,16 +5,49 @@ of the core's region, counts as closed here: what its tables granted meanwhile w
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ..spec.vtd import ADDRESS
 from . import format as show
 from .history import Event
 from .records import Column, Record, Records
 
-__all__ = ["LAID", "Opening", "read_window"]
+__all__ = ["LAID", "Opening", "UnitThen", "read_window"]
 
 LAID = "vmm laid"
 """The phase from whose beginning on there is something of the core's to protect."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitThen:
+    """What the history says of a unit at one moment: translation, the root table latched (host-physical) and whether it was empty when
+    translation was switched on, protected ranges (host-physical, None: PMEN off), whether the core has laid anything."""
+
+    translating: bool = False
+    root: int | None = None
+    empty: bool = False
+    protected: tuple[tuple[int, int], ...] | None = None
+    laid: bool = False
+
+    def after(self, event: Event, unit: int) -> "UnitThen":
+        """The same when `event` has happened, of the unit at register base `unit`."""
+        if event.what == "phase":
+            return replace(self, laid=self.laid or event.phase == LAID)
+        if event.unit == unit and event.what in ("TE on", "TE off"):
+            return replace(self, translating=event.what == "TE on", empty=event.empty)
+        if event.unit == unit and event.what == "SRTP":
+            return replace(self, root=None if event.address is None else event.address & ADDRESS, empty=False)
+        if event.unit == unit and event.what in ("PMEN on", "PMEN off"):
+            return replace(self, protected=event.ranges if event.what == "PMEN on" else None)
+        return self
+
+    def protects(self, region: tuple[int, int]) -> bool:
+        """Whether protected memory holds all of a half-open host-physical region."""
+        return any(start <= region[0] and region[1] <= end for start, end in self.protected or ())
+
+    def opens(self, region: tuple[int, int]) -> bool:
+        """Whether devices behind the unit reach what the core has laid in its region."""
+        return self.laid and not self.translating and not self.protects(region)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -53,23 +86,19 @@ def read_window(history: Sequence[Event], units: Iterable[int], region: tuple[in
     if laid is None or region is None:
         return Records(Opening, (), note="The core has laid nothing in its memory, or what happened then is not kept.")
     bases = list(units)
-    found = [o for unit in bases for o in _openings(history, laid, unit, region)] if bases else [_opening(history, laid, None, None)]
+    found = [o for unit in bases for o in _openings(history, unit, region)] if bases else [_opening(history, laid, None, None)]
     return Records(Opening, found)
 
 
-def _openings(history: Sequence[Event], laid: int, unit: int, region: tuple[int, int]) -> Iterator[Opening]:
-    translates = covered = False
+def _openings(history: Sequence[Event], unit: int, region: tuple[int, int]) -> Iterator[Opening]:
+    state = UnitThen()
     since: int | None = None
     for i, event in enumerate(history):
-        if event.unit == unit:
-            translates = {"TE on": True, "TE off": False}.get(event.what, translates)
-            if event.what in ("PMEN on", "PMEN off"):
-                covered = any(start <= region[0] and region[1] <= end for start, end in event.ranges)
-        closed = translates or covered
-        if since is not None and closed:
+        state = state.after(event, unit)
+        if since is not None and not state.opens(region):
             yield _opening(history, since, i, unit)
             since = None
-        elif since is None and not closed and i >= laid:
+        elif since is None and state.opens(region):
             since = i
     if since is not None:
         yield _opening(history, since, None, unit)

@@ -2,7 +2,7 @@
 
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 import pytest
 from hypothesis import given
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hvcore import Config, Machine
 from hvcore.inspect.history import Event
+from hvcore.inspect.window import read_window
 from widgets.timeline import AXES, FILLS, Now, Stretch, duration, exposure, stretches, timeline_figure
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -73,6 +74,21 @@ def test_what_the_tables_grant_now_is_told_of_the_last_stretch_alone():
 def test_protected_memory_counts_where_the_vmm_is_in_it(ranges, state):
     events = history("power-on", "phase vmm laid", ("PMEN on", UNIT, ranges), ("PMEN off", UNIT))
     assert states(events) == ([(0, 1, "early"), (1, 2, "open"), (2, 3, state), (3, None, "open")])
+
+
+HAPPENED = st.one_of(
+    st.sampled_from(["phase firmware", "phase vmm laid", "phase guest"]),
+    st.tuples(st.sampled_from(["TE on", "TE off", "SRTP", "PMEN off"]), st.sampled_from([UNIT, OTHER])),
+    st.tuples(st.just("PMEN on"), st.sampled_from([UNIT, OTHER]),
+              st.sampled_from([(), ((0, GIB),), (VMM,), ((0, GIB), (0x70000000, 0x80000000)), ((0, 0x78000000), (0x78000000, GIB * 4))])))
+
+
+@given(st.lists(HAPPENED, max_size=12))
+def test_the_window_and_the_timeline_tell_the_same_openings(happened):
+    """What `run.window` lists as open is drawn as open, from the same event to the same event, whatever happened."""
+    events = history("power-on", *happened)
+    merged = [list(group) for state, group in groupby(stretches(events, UNIT, GIB, VMM), lambda s: s.state) if state == "open"]
+    assert [(group[0].first, group[-1].last) for group in merged] == [(o.since, o.until) for o in read_window(events, [UNIT], VMM)]
 
 
 @given(st.lists(st.sampled_from([("TE on", UNIT), ("TE off", UNIT), ("TE on", OTHER), ("SRTP", UNIT), "phase vmm laid", "phase guest"]),
