@@ -19,8 +19,8 @@ from .inspect.runs import Runs
 from .inspect.scan import scan
 from .machine.longmode import translate
 from .machine.memory import Memory
-from .spec.e820 import ENTRY_SIZE, E820Entry, unpack
-from .spec.linuxboot import BOOT_PARAMS_SIZE, E820_ENTRIES, E820_MAX, E820_TABLE
+from .spec.e820 import E820Entry
+from .spec.linuxboot import BOOT_PARAMS_SIZE, told_e820
 from .spec.paging import NESTED
 from .spec.pci import format_bdf
 from .spec.svm import ControlArea
@@ -113,8 +113,7 @@ def told_map(memory: Memory, root: int, boot_params: int) -> tuple[E820Entry, ..
     at = translate(memory, root, boot_params)
     if at is None or not memory.backed(at, BOOT_PARAMS_SIZE):
         return ()
-    page = memory.read(at, BOOT_PARAMS_SIZE)
-    return unpack(page[E820_TABLE:E820_TABLE + ENTRY_SIZE * min(page[E820_ENTRIES], E820_MAX)])
+    return told_e820(memory.read(at, BOOT_PARAMS_SIZE))
 
 
 def owned_functions(memory: Memory, base: int, functions: Sequence[int]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from . import outcome
 from .errors import BadTable, HvlabError, quoted
+from .fates import by_console, of_resident, text_of
 from .figures import attach, attach_differences
 from .guests import GuestView, Tenure, look_at, reached_by
 from .inspect.cached import CachedDomain, read_cached
@@ -38,12 +39,10 @@ from .inspect.units import RegisterValue, Unit, read_registers, read_units
 from .inspect.window import Opening, read_window
 from .machine.firmware import read_e820
 from .machine.memory import Memory
-from .machine.schedule import waits
 from .proving import subject_of
 from .runparts import Bench, Console, Guest, VmmMemory
-from .spec.e820 import ENTRY_SIZE, E820Entry, unpack
-from .spec.interrupts import INTERRUPT_REASONS
-from .spec.linuxboot import BOOT_PARAMS_SIZE, E820_ENTRIES, E820_MAX, E820_TABLE
+from .spec.e820 import E820Entry
+from .spec.linuxboot import BOOT_PARAMS_SIZE, told_e820
 from .spec.paging import NESTED
 from .spec.pci import format_bdf
 from .twoguests import Resident
@@ -110,20 +109,11 @@ class Run:
     def _ending(self) -> outcome.Ending:
         told = self._machine.ended or self._machine.unfinished
         if told or self._machine.residents is None:
-            return told or self._of_console(self.console.guest, list(self.faults))
+            return told or by_console(self._machine.linux, self.console.guest, self.faults)
         return outcome.of_guests([(r.number, self._fate(r)) for r in self._machine.residents])
 
-    def _of_console(self, text: str, faults: list[Fault]) -> outcome.Ending:
-        tell = outcome.of_linux if self._machine.linux else outcome.of_console
-        return tell(text, _sentence(faults[0]) if faults else None)
-
     def _fate(self, resident: Resident) -> outcome.Ending:
-        """How one of two guests fares; a fault is of the guest whose domain the requester belongs to."""
-        share = self.core.tiny.share if self.core and self.core.tiny else None
-        faults = [f for f in self.faults if (share is not None and f.source in share.requesters) == (resident.number == 2)]
-        if resident.ended is None and not waits(resident.seat):
-            return outcome.Ending("running", "its processor is at work: it does not wait for input")
-        return resident.ended or self._of_console(_text(resident.seat.serial), faults)
+        return of_resident(resident, self.core, self._machine.linux, self.faults)
 
     @property
     def outcome(self) -> str:
@@ -143,7 +133,7 @@ class Run:
     def _maps(self) -> tuple[tuple[E820Entry, ...], tuple[E820Entry, ...]]:
         memory = self._machine.pc.memory
         at = self.core.boot_params if self.core else None
-        return _firmware_map(memory), _told(memory.read(at, BOOT_PARAMS_SIZE)) if at is not None else ()
+        return _firmware_map(memory), told_e820(memory.read(at, BOOT_PARAMS_SIZE)) if at is not None else ()
 
     @property
     def units(self) -> Records[Unit]:
@@ -276,8 +266,8 @@ class Run:
     def console(self) -> Console:
         """All consoles."""
         pc = self._machine.pc
-        return self._read("console", lambda: Console(pc.debug.decode("latin-1"), _text(pc.serial),
-                                                     _text(pc.partition.serial) if pc.partition else None))
+        return self._read("console", lambda: Console(pc.debug.decode("latin-1"), text_of(pc.serial),
+                                                     text_of(pc.partition.serial) if pc.partition else None))
 
     @property
     def vmm(self) -> VmmMemory:
@@ -303,7 +293,7 @@ class Run:
         tenures += [Tenure(2, second.base, second.boot_params)] if second and residents else []
         sources = sorted(f.source for f in pc.topology.functions if not f.segment)
         endings = [self._fate(r) for r in residents] if residents else [self.ending]
-        texts = [_text(r.seat.serial) for r in residents] if residents else [_text(pc.serial)]
+        texts = [text_of(r.seat.serial) for r in residents] if residents else [text_of(pc.serial)]
         return Records(GuestView, [look_at(pc.memory, t, sources, residents is not None, ending, text, self._sender(t.number))
                                    for t, ending, text in zip(tenures, endings, texts, strict=True)])
 
@@ -451,29 +441,9 @@ _PARTS = ("ending", "e820", "units", "registers", "dmar", "domains", "permission
           "console", "vmm", "history", "window", "dma", "functions", "proof", "guests")
 
 
-def _text(serial: bytes | bytearray) -> str:
-    """A serial line's bytes as text: UTF-8 where all of it is, as a Linux prints it, else a character a byte."""
-    data = bytes(serial).replace(b"\r", b"")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
 def _firmware_map(memory: Memory) -> tuple[E820Entry, ...]:
     """The map that firmware left; no entries where something has overwritten it."""
     try:
         return read_e820(memory)
     except BadTable:
         return ()
-
-
-def _told(boot_params: bytes) -> tuple[E820Entry, ...]:
-    """The map that the loader left to the guest."""
-    return unpack(boot_params[E820_TABLE:E820_TABLE + ENTRY_SIZE * min(boot_params[E820_ENTRIES], E820_MAX)])
-
-
-def _sentence(fault: Fault) -> str:
-    if fault.reason in INTERRUPT_REASONS:
-        return f"{format_bdf(fault.source)}'s interrupt with index {fault.address:#x} was blocked ({fault.text}, reason {fault.reason:#x})"
-    return f"{format_bdf(fault.source)}'s DMA {fault.access} at {fault.address:#x} was blocked ({fault.text}, reason {fault.reason})"

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..errors import BadMachine
-from .e820 import ENTRY_SIZE, E820Entry, pack
+from .e820 import ENTRY_SIZE, E820Entry, pack, unpack
 
 __all__ = ["BOOT_FLAG", "BOOT_PARAMS_SIZE", "CMD_LINE_PTR", "E820_ENTRIES", "E820_MAX", "E820_TABLE", "HEADER", "LOADFLAGS", "SENTINEL",
-           "SETUP_HEADER", "TYPE_OF_LOADER", "VERSION", "VID_MODE", "Elf", "Kernel", "Segment", "boot_params", "load_elf", "rng_seed"]
+           "SETUP_HEADER", "TYPE_OF_LOADER", "VERSION", "VID_MODE", "Elf", "Kernel", "Segment", "boot_params", "load_elf", "rng_seed",
+           "told_e820"]
 
 # Offsets in boot_params ("zero page").  What is not here may stay zero for a kernel that is entered in 64-bit mode.
 BOOT_PARAMS_SIZE = 4096
@@ -160,3 +161,8 @@ def boot_params(e820: Sequence[E820Entry], cmdline_address: int, setup_header: b
     struct.pack_into("<I", page, CMD_LINE_PTR, cmdline_address)
     page[E820_TABLE:E820_TABLE + len(e820) * ENTRY_SIZE] = pack(e820)
     return bytes(page)
+
+
+def told_e820(page: bytes) -> tuple[E820Entry, ...]:
+    """The memory map in the 4096 bytes of boot_params."""
+    return unpack(page[E820_TABLE:E820_TABLE + ENTRY_SIZE * min(page[E820_ENTRIES], E820_MAX)])
