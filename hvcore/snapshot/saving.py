@@ -18,9 +18,11 @@ from ..machine.context import layout_name
 from ..machine.description import MachineDescription
 from ..machine.memory import PAGE, Memory
 from . import state
+from .decoding import decode
 from .description import checked, image_facts, with_image
+from .encoding import encode
 from .file import Reader, Writer, values
-from .graph import Graph, decode, encode
+from .graph import Graph
 from .pages import CHUNK, Pages, by_huge_pages, fill, in_threads, pack, runs_of, touched, unpack
 
 if TYPE_CHECKING:

@@ -15,7 +15,9 @@ from ..machine.nvme import Nvme
 from ..machine.pc import Pc
 from ..machine.vmexit import PublicExit
 from ..phases import doing
-from .graph import Graph, Special, decode, encode
+from .decoding import decode
+from .encoding import encode
+from .graph import Graph, Special
 from .kinds import kinds_of, must_agree, must_be_alike
 
 if TYPE_CHECKING:

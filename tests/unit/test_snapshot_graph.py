@@ -17,7 +17,9 @@ from hvcore.machine.pic import Pic
 from hvcore.machine.pit import Pit
 from hvcore.machine.printed import Printed
 from hvcore.snapshot import pages
-from hvcore.snapshot.graph import Graph, decode, encode
+from hvcore.snapshot.decoding import decode
+from hvcore.snapshot.encoding import encode
+from hvcore.snapshot.graph import Graph
 from hvcore.spec.vtd import CAP, FaultReason
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
