@@ -30,16 +30,31 @@ OFTEN = 0.2
 
 
 class Verdict(ipw.VBox):
-    """The status line, how far it is, the advice, and what is pending; `on_apply(options)` is called when advice is to be followed."""
+    """The status line, how far it is, the advice, and what is pending; `on_apply(options)` is called when advice is to be followed.
+
+    `can_apply` says whether it can be followed now.
+    """
 
     def __init__(self, on_apply: Callable[[Mapping[str, Any]], None]):
         self._on_apply = on_apply
         self.status, self.progress, self.pending = ipw.HTML(), ipw.HTML(), ipw.HTML()
         self.advice = ipw.VBox()
         self._told: tuple[Advice, ...] = ()
-        self._looked = 0.0
+        self._looked, self._can_apply = 0.0, True
         self.progress.layout.display = "none"
         super().__init__([self.status, self.progress, self.pending, self.advice])
+
+    @property
+    def can_apply(self) -> bool:
+        """Whether the buttons of the advice do something."""
+        return self._can_apply
+
+    @can_apply.setter
+    def can_apply(self, can: bool) -> None:
+        self._can_apply = can
+        for button in self.advice.children:
+            if isinstance(button, ipw.Button):
+                button.disabled = not can
 
     def say(self, outcome: str, words: str, guest: str = "") -> None:
         """The status line: an outcome or what is being done, which guest it is of, and words."""
@@ -90,7 +105,7 @@ class Verdict(ipw.VBox):
         if not advice.options:
             return [told]
         layout = ipw.Layout(width="auto", margin="0 0 4px 16px", align_self="flex-start")
-        button = ipw.Button(description=f"Set {advice.change} and reboot", layout=layout)
+        button = ipw.Button(description=f"Set {advice.change} and reboot", disabled=not self._can_apply, layout=layout)
         button.on_click(lambda _button: self._on_apply(advice.options))
         return [told, button]
 

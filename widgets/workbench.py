@@ -152,7 +152,9 @@ class Workbench(ipw.VBox):
     # --- doing
 
     def _pressed(self, name: str) -> None:
-        """A button was clicked.  Only what takes no time is done here; the rest is the worker's."""
+        """A button was clicked.  Only what takes no time is done here; the rest is the worker's.  A second click may come too late."""
+        if self.controls.buttons[name].disabled:
+            return
         actions: dict[str, Callable[[], object]] = {
             "reboot": self._boot, "stop": self._stop, "resume": lambda: self.worker.resume(self.machine),
             "step": lambda: self.worker.step(self.machine), "step_exit": lambda: self.worker.step_exit(self.machine),
@@ -160,7 +162,9 @@ class Workbench(ipw.VBox):
         actions[name]()
 
     def _boot(self) -> None:
-        """Boots the chosen machine with the chosen guest and options; one that cannot be had leaves the old one in its place."""
+        """Boots the chosen machine with the chosen guest and options, once; one that cannot be had leaves the old one in its place."""
+        if self._state == "running":
+            return
         name, wanted, config = self.controls.machine.value, self.controls.guest.value, self.controls.options.config
         self._allow("running")
         self.verdict.say("running", f"booting {name}, {guest_words(wanted)}")
@@ -399,7 +403,7 @@ class Workbench(ipw.VBox):
         self._state = state
         self.controls.allow(state)
         self.attacks.one.allow("stopped" if state == "waiting" and self.machine.linux else state)
-        self.moments.enabled = self.faults.can_act = self.dma.can_act = state != "running"
+        self.moments.enabled = self.faults.can_act = self.dma.can_act = self.verdict.can_apply = state != "running"
 
     def _choose_fault(self, run: Run) -> None:
         """Where nothing is chosen, a new run's first fault is; a chosen fault is looked for in the new run."""

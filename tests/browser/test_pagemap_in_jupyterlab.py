@@ -167,6 +167,8 @@ def test_views_follow_one_another(page, three, screenshots):
     expect(found.stage.locator(".hv-chosen")).to_be_hidden()
     found.click("Show the selected address")
     expect(found.stage.locator(".hv-chosen")).to_be_visible()
+    picture.get_by_role("button", name=re.compile("firmware: 0x100000000-")).click()
+    expect(found.said).to_contain_text("0x100000000")
     keep(page, screenshots, "pagemap")
     axe(page)
 

@@ -1,5 +1,7 @@
 """The workbench and its parts as Python objects, without a browser."""
 
+import threading
+
 import ipywidgets
 import pytest
 from hypothesis import given
@@ -32,6 +34,22 @@ def press(bench, name):
 
 def figures(bench):
     return bench.e820.figure.svg + bench.graph.figure.svg
+
+
+def test_what_is_clicked_twice_or_while_the_machine_is_at_work_boots_once(bench):
+    gate = threading.Event()
+    advice = bench.verdict.advice.children[1]
+    assert advice.description == "Set IOMMU_MAP_END=ram and reboot"
+    bench.worker.call(gate.wait, 60)
+    bench.controls.buttons["reboot"].click()
+    bench.controls.buttons["reboot"].click()
+    assert advice.disabled and bench.verdict.advice.children[1] is advice
+    advice.click()
+    gate.set()
+    bench.wait()
+    assert (bench.run.number, bench.run.config.IOMMU_MAP_END) == (2, "4gib")
+    assert not advice.disabled
+    assert "IOMMU_MAP_END=ram" in bench.verdict.pending.value
 
 
 # --- options

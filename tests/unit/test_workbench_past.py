@@ -127,14 +127,16 @@ def test_an_attack_while_a_linux_is_there_boots_the_lab_guest(bench, monkeypatch
     assert bench.attacks.one.result["verdict"] == "succeeded"
 
 
-def test_what_is_typed_reaches_a_guest_at_work_at_once(bench):
+def test_what_is_typed_reaches_a_guest_at_work_at_once(bench, monkeypatch):
     """Not behind what the worker does, which may never end: ^C would not reach it."""
     typed = []
     bench.machine.key_in = lambda text, guest: typed.append((text, guest, threading.current_thread()))
     bench.worker._desk.job = type("Job", (), {"machine": bench.machine})()
+    monkeypatch.setattr(Machine, "state", "running")
     send_line = {"kind": "command", "line": "help"}
     bench.guest_console._received(bench.guest_console, send_line, [])
     bench.worker._desk.job = None
+    monkeypatch.undo()
     assert typed == [("help\n", 1, threading.main_thread())]
 
 

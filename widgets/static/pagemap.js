@@ -199,13 +199,13 @@ function render({ model, el }) {
   // Another view chose: its page is marked and comes into view, in the lane of its domain.
   function follow(chosen, near = false) {
     if (!map) return;
-    const page = chosenPage();
+    const page = chosenPage(), spoken = said?.n === map.lane && said.page === cursor;
     if (page !== null && page < map.axis.end && (!own || near)) {
       const n = map.lanes.findIndex((each) => chosen.domain && each.keys.includes(chosen.domain));
       if (n >= 0 && !lane()?.keys.includes(chosen.domain)) map.lane = n;
       cursor = page;
       if (surface.width) view().reveal(page, near);
-      if (near) say(map.lane, cursor, true);
+      if (near || spoken) say(map.lane, cursor, near);
     }
     own = false;
     pressed();
