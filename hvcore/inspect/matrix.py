@@ -20,18 +20,6 @@ _STYLES = {"blocked": "background:#005A43;color:#fff", "succeeded": "background:
 _PAD = "padding:2px 6px;text-align:left"
 
 
-class Attacked(Protocol):
-    """What the matrix needs of an attack's result."""
-
-    verdict: str
-    why: str
-
-    @property
-    def fault(self) -> Record | None: ...
-    @property
-    def evidence(self) -> dict[str, Any]: ...
-
-
 class Attackable(Protocol):
     """A machine that can be attacked."""
 

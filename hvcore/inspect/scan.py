@@ -244,7 +244,7 @@ def _result(fmt: PagingFormat, tree: list[_Level], laid: _Ranges, cut: int) -> T
     different[1:] = tables[1:] != tables[:-1]
     lost = laid.kind == UNREADABLE
     mapped, unreadable = (_runs(fmt, laid.chosen(which)) for which in (~lost, lost))
-    return TableScan(mapped, tables[different], _leaves(fmt, tree), unreadable, sum(t.reserved for t in tree),
+    return TableScan(mapped, tables[different], _leaves(tree), unreadable, sum(t.reserved for t in tree),
                      cut < 1 << fmt.shift(len(tree) + 1), cut)
 
 
@@ -255,7 +255,7 @@ def _runs(fmt: PagingFormat, ranges: _Ranges) -> Runs:
     return Runs(ranges.start.astype(np.uint64), ranges.end.astype(np.uint64), ranges.rights, ranges.offset, letters)
 
 
-def _leaves(fmt: PagingFormat, tree: list[_Level]) -> dict[str, int]:
+def _leaves(tree: list[_Level]) -> dict[str, int]:
     """Leaf entries that hold an address, by page size, each as often as its table is used."""
     leaves = dict.fromkeys(SIZE_NAMES.values(), 0)
     uses = np.ones(1, np.int64)

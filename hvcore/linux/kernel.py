@@ -13,7 +13,7 @@ __all__ = ["SETUP_HEADER", "KernelFile", "read_kernel", "setup_header_of"]
 SETUP_HEADER = 0x1F1
 """Offset of the setup header in a bzImage, and in boot_params."""
 _BOOT_FLAG, _JUMP, _MAGIC, _VERSION, _VERSION_STRING, _INITRD_MAX = 0x1FE, 0x200, 0x202, 0x206, 0x20E, 0x22C
-_ALIGNMENT, _XLOADFLAGS, _COMMAND_LINE, _PAYLOAD, _PREFERRED, _INIT_SIZE = 0x230, 0x236, 0x238, 0x248, 0x258, 0x260
+_XLOADFLAGS, _PAYLOAD, _PREFERRED = 0x236, 0x248, 0x258
 _HEADER_END = 0x264
 _OLDEST = 0x0208
 """The boot protocol that brought the payload's place (Linux 2.6.26)."""

@@ -84,11 +84,6 @@ class Bus:
         for port in range(start, start + count):
             self._ports[port] = device
 
-    def unmap_ports(self, start: int, count: int) -> None:
-        """Nobody answers [start, start+count) any more."""
-        for port in range(start, start + count):
-            self._ports.pop(port, None)
-
     def port_read(self, port: int, width: int) -> int:
         """IN."""
         device = self._ports.get(port)

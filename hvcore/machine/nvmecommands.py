@@ -191,21 +191,23 @@ def _blocks(controller: Nvme, c: Command) -> tuple[int, int] | Status:
     return Status.LBA_OUT_OF_RANGE if first + count > controller.disk.blocks else (first, count)
 
 
-def _read(controller: Nvme, c: Command) -> Reply:
+def _moved(controller: Nvme, c: Command) -> tuple[int, int] | Status:
+    """The same of a command that moves them."""
     blocks = _blocks(controller, c)
+    return blocks if isinstance(blocks, Status) or blocks[1] * BLOCK <= MAX_TRANSFER else Status.INVALID_FIELD
+
+
+def _read(controller: Nvme, c: Command) -> Reply:
+    blocks = _moved(controller, c)
     if isinstance(blocks, Status):
         return Reply(blocks)
-    if blocks[1] * BLOCK > MAX_TRANSFER:
-        return Reply(Status.INVALID_FIELD)
     return Reply(controller.send(c, controller.disk.read(*blocks)))
 
 
 def _write(controller: Nvme, c: Command) -> Reply:
-    blocks = _blocks(controller, c)
+    blocks = _moved(controller, c)
     if isinstance(blocks, Status):
         return Reply(blocks)
-    if blocks[1] * BLOCK > MAX_TRANSFER:
-        return Reply(Status.INVALID_FIELD)
     data = controller.receive(c, blocks[1] * BLOCK)
     if isinstance(data, Status):
         return Reply(data)

@@ -59,6 +59,11 @@ class Exits:
             poll()
         self.deliver_interrupt(vmcb)
 
+    def on_io(self) -> None:
+        """An access to an intercepted port: the VMCB says which, and takes the answer."""
+        self.count += 1
+        self.handle(Vmcb(self.memory, self.base))
+
     def handle(self, vmcb: Vmcb) -> None:
         """One exit."""
         code = vmcb.get(ControlArea.EXITCODE)

@@ -32,7 +32,7 @@ from .vmcb import Vmcb
 
 __all__ = ["ConfigPorts", "MsiCapability", "MsiExits", "guard_ports", "find_msi", "trap_msi"]
 
-_MSI, _CONFIG_SIZE = 0x05, 256
+_MSI = 0x05
 _CONTROL, _ADDRESS, _WIDE = 2, 4, 1 << 7
 _CAPABLE, _ENABLED, _MOST = 1, 4, 5
 """Bits of the control word where the logarithms of the vectors' number lie, 3 each: those that there are, those that are used."""
@@ -216,11 +216,6 @@ class MsiExits(Exits):
         super().__init__(platform, base, traps, pollers)
         self.capabilities = {c.function: c for c in capabilities}
         self.handlers[int(ExitCode.IOIO)] = self.io
-
-    def on_io(self) -> None:
-        """An access to an intercepted port: the VMCB says which, and takes the answer."""
-        self.count += 1
-        self.handle(Vmcb(self.memory, self.base))
 
     def io(self, vmcb: Vmcb) -> None:
         """To the configuration space of one of these functions; everything else goes to the ports."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hvcore.spec import vtd
 from hvcore.spec.paging import EPT, LONG_MODE, NESTED, VTD, PagingFormat, vtd_format
 
-SUPERPAGES, SNOOP, DEVICE_TLB = 3 << 34, 1 << 7, 1 << 2
+SUPERPAGES, SNOOP = 3 << 34, 1 << 7
 
 
 @pytest.mark.parametrize(("fmt", "word", "rights"), [

@@ -40,7 +40,6 @@ from ...spec.vtd import (
 __all__ = ["Context", "Found", "Mapping", "Step", "TableMemory", "Walk", "Walker"]
 
 _PAGE = 4096
-_NEEDS = {Direction.READ: R, Direction.WRITE: W}
 _DENIED = {R: FaultReason.READ_DENIED, W: FaultReason.WRITE_DENIED}
 
 

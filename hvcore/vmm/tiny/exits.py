@@ -68,11 +68,6 @@ class TinyExits(Exits):
         self.number = number
         self.handlers[int(ExitCode.IOIO)] = self.io
 
-    def on_io(self) -> None:
-        """An access to an intercepted port: the VMCB says which, and takes the answer."""
-        self.count += 1
-        self.handle(Vmcb(self.memory, self.base))
-
     def io(self, vmcb: Vmcb) -> None:
         """Configuration space is filtered, a reset is this guest's own end, everything else goes to the ports."""
         port, width, read = io_access(vmcb.get(ControlArea.EXITINFO1))
