@@ -27,7 +27,7 @@ from ..spec.svm import (
     ExitCode,
     SaveArea,
 )
-from . import context, emulator, ioexit
+from . import context, emulator, ioexit, untranslatable
 from .bus import Bus
 from .clock import Clock
 from .cpuid import MODEL, cpuid
@@ -79,6 +79,7 @@ class Cpu:
         self.memory, self.bus, self.clock = memory, bus, clock
         self.on_door: Callable[[], None] = _nothing
         self.on_io: Callable[[], None] | None = None
+        untranslatable.mend()
         self.uc = Uc(UC_ARCH_X86, UC_MODE_64)
         self.uc.ctl_set_cpu_model(MODEL)
         self._blocks = list(_map_memory(self.uc, memory))

@@ -1,7 +1,6 @@
 """Guests that execute any bytes at all, in ring 0 and ring 3, with an operating system's tables around them: descriptor tables, a TSS with
 its stacks, SYSCALL, an IDT in which every gate leads to the next piece of code."""
 
-import re
 import struct
 from random import Random
 
@@ -10,19 +9,17 @@ from hvcore.spec.linuxboot import Elf, Segment
 from .mutate import number, often
 from .programs import SYSTEM_FORMS, Places
 
-__all__ = ["any_code"]
+__all__ = ["any_code", "piece"]
 
 _CODE, _PIECES, _DATA, _TABLES, _STACK, _COUNTER = 0x100_0000, 0x110_0000, 0x120_0000, 0x130_0000, 0x131_0000, 0x132_0000
 _GDT, _IDT, _TSS, _GDTR, _IDTR = _DATA, _DATA + 0x1000, _DATA + 0x2000, _DATA + 0x3000, _DATA + 0x3010
 _PIECE = 64
 _USER_CS, _USER_DS, _CS, _DS, _TR = 0x33, 0x2B, 0x10, 0x18, 0x38
 _PREFIXES = (0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x2E, 0x36, 0x64, 0x65, *range(0x40, 0x50))
-_LOCKED_BIT = re.compile(rb"\xf0(?=[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf0\xf2\xf3]*\x0f(?:[\xa3\xab\xb3\xbb]|\xba)[\xc0-\xff])")
-"""LOCK before BT, BTS, BTR or BTC of a register, which is a #UD: Unicorn 2.1.4 aborts the process where it translates one."""
 _SAY = b"".join(b"\x66\xba\xf8\x03\xb0" + bytes((c,)) + b"\xee" for c in b"lab: ready\n")
 
 
-def _piece(r: Random) -> bytes:
+def piece(r: Random) -> bytes:
     """Bytes that may be instructions."""
     code = b""
     while len(code) < _PIECE:
@@ -35,7 +32,7 @@ def _piece(r: Random) -> bytes:
             prefixes = bytes(r.choice(_PREFIXES) for _ in range(r.choice((0, 0, 1, 1, 2))))
             opcode = bytes((r.randrange(256),)) if kind == 2 else bytes((0x0F, r.randrange(256)))
             code += prefixes + opcode + r.randbytes(r.choice((1, 2, 5)))
-    return _LOCKED_BIT.sub(b"\x90", code[:_PIECE])
+    return code[:_PIECE]
 
 
 def _mov(register: int, value: int) -> bytes:
@@ -94,7 +91,7 @@ def _tables(user: bool) -> bytes:
 def any_code(r: Random, places: Places, slots: int) -> Elf:
     """A guest of so many pieces of code, all in ring 0 or all in ring 3."""
     user = often(r, 0.6)
-    pieces = b"".join(_piece(r) for _ in range(slots))
+    pieces = b"".join(piece(r) for _ in range(slots))
     handler = _CODE + 0x800
     code = _start(handler).ljust(0x800, b"\x90") + _handler(r, places, _PIECES + len(pieces), user)
     segments = ((_CODE, code, len(code)), (_PIECES, pieces, len(pieces) + 0x1000), (_DATA, _descriptors(r, handler), 0x4000),

@@ -1,8 +1,5 @@
 """The emulator's private fields: found and checked, or refused; and what is left where they are refused."""
 
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -99,15 +96,6 @@ def test_registers_that_have_moved_are_refused(monkeypatch: pytest.MonkeyPatch, 
 def test_an_emulator_that_fails_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emulator, "_MARKER", 0)
     assert emulator.layout() is None
-
-
-@pytest.mark.parametrize("code", ["f00fbbdc", "f00fbae805"], ids=["LOCK BTC ESP, EBX", "LOCK BTS EAX, 5"])
-def test_a_mistake_of_the_emulator_that_nothing_here_can_mend(code: str) -> None:
-    """LOCK BTx of a register is a #UD; this emulator ends the process where it translates one.  An emulator that does not may tell it."""
-    program = (f"from unicorn import *; uc = Uc(UC_ARCH_X86, UC_MODE_64); uc.mem_map(0, 4096); uc.mem_write(0, bytes.fromhex('{code}f4')); "
-               f"uc.emu_start(0, {len(code) // 2})")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGABRT, "the emulator takes it now: tests/fuzz/anycode.py need not leave it out any more"
 
 
 # --- the whole way
