@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvcore import Config, Machine
+from hvcore import Config
 from hvcore.errors import HvlabError
 from hvcore.inspect.counterfactual import read_counterfactual
 from hvcore.inspect.trace import read_trace
@@ -20,12 +20,6 @@ from hvcore.vmm.layout import Part
 PAGE = 4096
 PATTERN = 0x1122334455667788
 EDU = 0x0018
-
-
-@pytest.fixture(scope="module")
-def machine():
-    with Machine.load("q35-6g") as m:
-        yield m
 
 
 # --- whole machines

@@ -31,16 +31,6 @@ HERE = Path(__file__).parent
 FAKE = Work(examine="fleet_fakes:examine", limit=30)
 
 
-@pytest.fixture
-def fakes(monkeypatch, tmp_path):
-    """Lets processes import the fakes; returns the file in which they count their calls."""
-    calls = tmp_path / "calls"
-    calls.touch()
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
-    monkeypatch.setenv("FLEET_CALLS", str(calls))
-    return calls
-
-
 def items(folder, **acts):
     """A folder with a kernel log an act: `name="hang"`."""
     folder.mkdir(exist_ok=True)

@@ -48,15 +48,6 @@ class Cluster:
 
 
 @pytest.fixture
-def fakes(monkeypatch, tmp_path):
-    calls = tmp_path / "calls"
-    calls.touch()
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
-    monkeypatch.setenv("FLEET_CALLS", str(calls))
-    return calls
-
-
-@pytest.fixture
 def dask(fakes, tmp_path):
     running = Cluster(tmp_path)
     yield running

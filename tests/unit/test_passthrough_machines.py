@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +15,6 @@ from hvcore.sources import load
 from hvcore.vmm.passthrough import CAP_HIDDEN, ECAP_HIDDEN
 
 PASS = Config(VTD_TRANS=False, DMAR_PASS_THROUGH=True)
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with Machine.load("q35-6g") as m:
-        yield m
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import time
 
-import pytest
 from proof_bench import (
     CPU_READS,
     CPU_REGISTERS,
@@ -26,12 +25,6 @@ from hvcore.spec.paging import NESTED
 from hvcore.vmm.layout import Part
 
 EDU = 0x0018
-
-
-@pytest.fixture(scope="module")
-def machine():
-    with Machine.load("q35-6g") as m:
-        yield m
 
 
 def verdicts(proof: Proof) -> set[int]:

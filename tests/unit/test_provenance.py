@@ -24,12 +24,6 @@ EDU = 0x0018
 """Requester id of the device that the guest's `dma` command uses."""
 
 
-@pytest.fixture(scope="module")
-def machine():
-    with Machine.load("q35-6g") as m:
-        yield m
-
-
 def nested_entry(machine, guest_physical: int) -> int:
     """Where the last entry of a walk of the guest's nested tables lies."""
     return walk(machine.pc.memory, NESTED, machine.core.nested_root(), 4, guest_physical).steps[-1].entry

@@ -11,12 +11,6 @@ PARTS = ("e820", "units", "domains", "permissions", "cpu", "faults", "console")
 VMM = 0x77C00000
 
 
-@pytest.fixture(scope="module")
-def machine():
-    with Machine.load("q35-6g") as m:
-        yield m
-
-
 def test_a_live_run_shows_what_the_guest_does_now(machine):
     run = machine.boot(Config(VTD_TRANS=True, IOMMU_MAP_END="ram"))
     assert len(run.faults) == 0
