@@ -68,6 +68,7 @@ class Moments(anywidget.AnyWidget):
         kind = content.get("kind")
         if kind == "keep" and content.get("every") in EVERY:
             self.keep, self.every = content.get("keep") is True, str(content["every"])
+            self.note = self.note if self.rows else NONE if self.keep else OFF
             self._on_keep()
         elif kind == "remember":
             self._on_remember()

@@ -23,6 +23,7 @@ from .attacks import Attacks
 from .changes import Changes
 from .console import Console
 from .controls import Controls
+from .faults import ChosenFault
 from .files import may_replace, snapshot_name, snapshots_here, taken
 from .guests import guest_key, guest_words
 from .lens import LensView
@@ -32,7 +33,7 @@ from .proof import ProofView
 from .registers import Registers
 from .reporting import ReportLink, can_report, report_path
 from .selection import Selection
-from .table import DmaTable, FaultTable, RunTable, Table, fault_choices
+from .table import DmaTable, FaultTable, RunTable, Table
 from .verdict import Verdict
 from .views import E820View, GraphView, TimelineView
 from .walk import WalkExplainer
@@ -81,6 +82,7 @@ class Workbench(ipw.VBox):
 
     def __init__(self, machine: Machine | str | Path = DEFAULT_MACHINE, scale: str = "compressed"):
         self.selection = Selection()
+        self._chosen_fault = ChosenFault(self.selection)
         self.worker = Worker(_Ear(self))
         self._ready = False
         self.machine = machine if isinstance(machine, Machine) else self.worker.load(machine).result()
@@ -389,7 +391,7 @@ class Workbench(ipw.VBox):
             for picture in (self.e820, self.graph, self.timeline, self.pages):
                 picture.show(run)
             self.proof.show_run(run, prove=self.tabs.selected_index == self._proof_tab)
-            self._choose_fault(run)
+            self._chosen_fault.show(run, new=run is not self._shown)
             self._shown = run
             self.moments.show(self.machine.snapshots)
         self._show_changes()
@@ -404,17 +406,6 @@ class Workbench(ipw.VBox):
         self.controls.allow(state)
         self.attacks.one.allow("stopped" if state == "waiting" and self.machine.linux else state)
         self.moments.enabled = self.faults.can_act = self.dma.can_act = self.verdict.can_apply = state != "running"
-
-    def _choose_fault(self, run: Run) -> None:
-        """Where nothing is chosen, a new run's first fault is; a chosen fault is looked for in the new run."""
-        chosen = self.selection
-        number = 0 if chosen.nothing else chosen.fault
-        if number is None or run is self._shown and (chosen.nothing or number < len(run.faults)):
-            return
-        if number < len(run.faults):
-            chosen.choose(**fault_choices(run, run.faults)[number])
-        else:
-            chosen.fault = None
 
     def _show_changes(self) -> None:
         """The tab with what changed since the run before, where it is open."""

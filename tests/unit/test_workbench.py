@@ -52,6 +52,22 @@ def test_what_is_clicked_twice_or_while_the_machine_is_at_work_boots_once(bench)
     assert "IOMMU_MAP_END=ram" in bench.verdict.pending.value
 
 
+def test_a_fault_that_was_gone_for_a_run_is_chosen_again_unless_something_else_was(bench):
+    switch = bench.controls.options.switches["VTD_TRANS"]
+    address = bench.selection.address
+    assert bench.selection.fault == 0
+    for wanted in (False, True):
+        switch.value = wanted
+        press(bench, "reboot")
+        assert (bench.selection.fault, bench.selection.address) == (0 if wanted else None, address)
+    switch.value = False
+    press(bench, "reboot")
+    bench.selection.choose(address=0x1000)
+    switch.value = True
+    press(bench, "reboot")
+    assert (bench.selection.fault, bench.selection.address) == (None, 0x1000)
+
+
 # --- options
 
 def test_options_say_their_state_in_words_and_what_is_pending():
