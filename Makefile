@@ -54,8 +54,9 @@ tools:
 		echo "Some tests need programs that are not here and will be skipped; to run them: sudo apt-get install$$missing" >&2; \
 	fi
 
+# Terminals and cells of this JupyterLab find `hvlab` by its name.
 lab: $(STAMP)
-	$(BIN)/jupyter lab $(if $(ROOT),--allow-root) $(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser) notebooks/00-workbench.ipynb
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab $(if $(ROOT),--allow-root) $(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser) notebooks/00-workbench.ipynb
 
 # A page that is closed ends its kernel; one whose browser is gone without a word is ended after half an hour.  For others: ADDRESS=0.0.0.0
 ADDRESS := 127.0.0.1

@@ -1,5 +1,6 @@
 """The project's files agree with each other: pyproject.toml, the lock, constraints.txt, environment.yml, the packages."""
 
+import os
 import re
 import subprocess
 import sys
@@ -108,3 +109,13 @@ def test_notebooks_are_stored_without_output_and_state(path):
     notebook = nbformat.read(path, as_version=4)
     assert "widgets" not in notebook.metadata
     assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if cell.cell_type == "code")
+
+
+@pytest.mark.needs("make")
+def test_in_a_terminal_of_make_lab_hvlab_is_found():
+    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    recipe = subprocess.run(["make", "-n", "-o", ".venv/.installed", "lab"], cwd=ROOT, check=True, text=True, capture_output=True, env=alone).stdout
+    assert ".venv/bin/jupyter lab" in recipe
+    asked = recipe.replace(".venv/bin/jupyter lab", "sh -c 'command -v hvlab' #")
+    said = subprocess.run(["sh", "-c", asked], cwd=ROOT, check=True, text=True, capture_output=True, env={"PATH": "/usr/bin:/bin"}).stdout
+    assert said == f"{ROOT}/.venv/bin/hvlab\n"
