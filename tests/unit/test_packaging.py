@@ -114,7 +114,8 @@ def test_notebooks_are_stored_without_output_and_state(path):
 @pytest.mark.needs("make")
 def test_in_a_terminal_of_make_lab_hvlab_is_found():
     alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    recipe = subprocess.run(["make", "-n", "-o", ".venv/.installed", "lab"], cwd=ROOT, check=True, text=True, capture_output=True, env=alone).stdout
+    command = ["make", "-n", "-o", ".venv/.installed", "lab"]
+    recipe = subprocess.run(command, cwd=ROOT, check=True, text=True, capture_output=True, env=alone).stdout
     assert ".venv/bin/jupyter lab" in recipe
     asked = recipe.replace(".venv/bin/jupyter lab", "sh -c 'command -v hvlab' #")
     said = subprocess.run(["sh", "-c", asked], cwd=ROOT, check=True, text=True, capture_output=True, env={"PATH": "/usr/bin:/bin"}).stdout
