@@ -90,8 +90,19 @@ def tail(printed: bytes | bytearray, most: int) -> str:
 
 
 def _decoded(data: bytes) -> str:
-    """UTF-8 where it is that; the last character may not be whole yet."""
+    """UTF-8 line by line where a line is that, else its bytes one by one; the last character may not be whole yet."""
     try:
-        return getincrementaldecoder("utf-8")().decode(data)
+        return _whole(data)
     except UnicodeDecodeError:
-        return data.decode("latin-1")
+        return "\n".join(map(_or_bytes, data.split(b"\n")))
+
+
+def _or_bytes(line: bytes) -> str:
+    try:
+        return _whole(line)
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
+
+
+def _whole(data: bytes) -> str:
+    return getincrementaldecoder("utf-8")().decode(data)

@@ -64,4 +64,5 @@ def test_utf_8_is_shown_as_such_and_other_bytes_one_by_one():
     assert tail("é".encode(), 100) == "é"
     assert tail("né".encode()[:-1], 100) == "n"
     assert tail(b"\xe9!", 100) == "é!"
+    assert tail("日本\n".encode() + b"\xff\xe9\n" + "語".encode() + b"\xe6", 100) == "日本\nÿé\n語"
     assert tail(("é" * 100).encode(), 41).strip("é") == ""
