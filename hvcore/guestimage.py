@@ -1,7 +1,8 @@
 """What can be booted as the guest: the lab guest that hvlab ships, or a Linux; and what its loader tells it."""
 
+import os
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,13 @@ from .machine.pc import Pc
 from .sources import images_dir
 from .spec.linuxboot import Elf, Kernel, load_elf
 from .vmm.config import Config
+from .vmm.guest import line_bytes
 
 if TYPE_CHECKING:
     from .linux import LinuxImage
 
-__all__ = ["PROMPT", "choose_guest", "command_line", "is_linux", "lab_guest", "linux_guest", "refuse_linux"]
+__all__ = ["PROMPT", "Contents", "check_words", "choose_guest", "command_line", "contents", "guest_name", "is_linux", "lab_guest",
+           "linux_guest", "refuse_linux"]
 
 COMMAND_LINE = "console=ttyS0,115200"
 LINUX_COMMAND_LINE = "earlyprintk=serial,ttyS0,115200 mitigations=off tsc_early_khz=2000000 rdinit=/init"
@@ -98,6 +101,8 @@ def _linux_by_name(guest: Any, kernel: Any, initrd: Any) -> "LinuxImage | None":
 def _path(given: Any, what: str) -> Path | None:
     if given is not None and not isinstance(given, str | PathLike):
         raise BadConfig(f"{what} is the path of a file, not {quoted(given)}")
+    if given is not None and "\0" in os.fspath(given):
+        raise BadConfig(f"{what} is the path of a file, which has no zero byte as {quoted(given)} has")
     return None if given is None else Path(given)
 
 
@@ -114,9 +119,57 @@ def _as_given(guest: Any) -> Elf | Kernel:
     raise BadConfig(f"{quoted(guest)} is no guest: give 'lab', 'linux', a LinuxImage, a Kernel or an Elf")
 
 
+def check_words(machine: MachineDescription, guest: Elf | Kernel) -> None:
+    """Raises BadMachine, before anything is switched on, where `guest` would get a command line that no loader can hand over."""
+    if isinstance(guest, Kernel):
+        line_bytes(f"{command_line(machine)} {guest.command_line}")
+
+
 def command_line(machine: MachineDescription) -> str:
     """What the loader tells every guest; `pci=lastbus=` where there are buses to which no bridge leads, as on machines of two sockets."""
     first = [f for f in machine.pci if not f.segment]
     behind = {bus for f in first if f.subordinate for bus in range(f.secondary, f.subordinate + 1)}
     roots = {f.source >> 8 for f in first} - behind - {0}
     return COMMAND_LINE + (f" pci=lastbus={max(f.source >> 8 for f in first):d}" if roots else "")
+
+
+# --- what a guest's bytes say it is
+
+_BANNER = re.compile(rb"Linux version (\d\S{0,99}) \(")
+_CONTENTS = re.compile(rb"hvlab-initramfs \d+\nlinux (\S{1,200}) ?(\([^\n()]{1,300}\))?\nbusybox ([^\n]{1,200})\n")
+"""What hvlab's initramfs says of itself in /etc/hvlab; the package is named where the kernel is the cache's."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a Linux is made of: `release` as `uname -r` has it, `package` in brackets where the kernel is of the cache of `hvlab linux`,
+    `busybox` where the initramfs is hvlab's; empty where not."""
+
+    release: str
+    package: str
+    busybox: str
+
+    def __str__(self) -> str:
+        inside = f", busybox {self.busybox}" if self.busybox else ", with an initramfs of its user's"
+        return f"Linux {self.release}{' ' + self.package if self.package else ''}{inside}"
+
+
+def contents(linux: Kernel) -> Contents:
+    """What a Linux is made of, by the bytes of its kernel and its initramfs."""
+    banner = next(filter(None, (_BANNER.search(segment.data) for segment in linux.elf.segments)), None)
+    told = _CONTENTS.search(linux.initrd)
+    release = _text(banner[1]) if banner else "of unknown version"
+    package = _text(told[2] or b"") if told and _text(told[1]) == release else ""
+    return Contents(release, package, _text(told[3]) if told else "")
+
+
+def guest_name(guest: Elf | Kernel) -> str:
+    """Which guest this is, in a line."""
+    if isinstance(guest, Kernel) and is_linux(guest):
+        return str(contents(guest))
+    elf = guest.elf if isinstance(guest, Kernel) else guest
+    return "lab" if elf == lab_guest() else "neither a Linux nor the lab guest of this version"
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")

@@ -18,7 +18,7 @@ from .booting import Booting
 from .control import Control, Watch
 from .engine import Engine
 from .errors import BadConfig
-from .guestimage import choose_guest, command_line, is_linux, lab_guest, refuse_linux
+from .guestimage import check_words, choose_guest, command_line, is_linux, lab_guest, refuse_linux
 from .inspect.records import Records, html_table
 from .inspect.steps import ExitStep, Registers, Step
 from .machine.description import MachineDescription
@@ -136,6 +136,7 @@ class Machine:
         if not isinstance(config, Config):
             raise BadConfig(f"boot takes a Config, as in boot(Config(VTD_TRANS=False)), not {config!r}")
         chosen = choose_guest(guest, kernel, initrd, command_line)
+        check_words(self.description, chosen)
         if is_linux(chosen):
             refuse_linux(self._pc, config, command_line or "")
         return self._control.boot(config, chosen, progress, WALL_LIMIT if limit is None else limit, watch, early)

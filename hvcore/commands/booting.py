@@ -141,7 +141,7 @@ def _facts(told: "Told") -> list[tuple[str, str]]:
     from ..inspect.format import size
     options = " ".join(f"{name}={_option(value)}" for name, value in told.config.items())
     return [("machine", told.machine), ("state", told.state), ("outcome", f"{told.outcome}: {told.why}"),
-            ("virtual time", f"{told.time / 1e9:.6f} s"), ("options", options), ("made by", f"hvlab {told.hvlab}"),
+            ("virtual time", f"{told.time / 1e9:.6f} s"), ("guest", told.guest), ("options", options), ("made by", f"hvlab {told.hvlab}"),
             ("file", size(told.size)), ("memory in it", size(told.memory))]
 
 

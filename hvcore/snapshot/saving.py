@@ -14,9 +14,11 @@ import numpy as np
 from .. import __version__
 from ..booting import Booting
 from ..errors import BadConfig, BadMachine, BadSnapshot, HvlabError, quoted
+from ..guestimage import guest_name
 from ..machine.context import layout_name
 from ..machine.description import MachineDescription
 from ..machine.memory import PAGE, Memory
+from ..spec.linuxboot import Elf, Kernel
 from . import state
 from .decoding import decode
 from .description import checked, image_facts, with_image
@@ -100,8 +102,8 @@ def _put_pages(writer: Writer, memory: Memory, tell: Progress) -> tuple[list[lis
 
 @dataclass(frozen=True)
 class Told:
-    """What a snapshot says of itself: which machine, how it stood, its virtual time (ns since power-on), its options, the version of hvlab
-    that made it, its bytes in the file and of memory."""
+    """What a snapshot says of itself: which machine and which guest, how it stood, its virtual time (ns since power-on), its options, the
+    version of hvlab that made it, its bytes in the file and of memory."""
 
     machine: str
     state: str
@@ -112,6 +114,7 @@ class Told:
     hvlab: str
     size: int
     memory: int
+    guest: str
 
 
 def info(path: str | os.PathLike[str]) -> Told:
@@ -122,7 +125,15 @@ def info(path: str | os.PathLike[str]) -> Told:
         if type(h.get("time")) is not int or not isinstance(h.get("config"), dict):
             raise BadSnapshot("its header is none")
         memory = sum(reader.section(told).raw for told in _list(h.get("chunks")))
-        return Told(texts[0], texts[1], texts[2], texts[3], h["time"], h["config"], texts[4], reader.size, memory)
+        return Told(texts[0], texts[1], texts[2], texts[3], h["time"], h["config"], texts[4], reader.size, memory, _guest_in(reader))
+
+
+def _guest_in(reader: Reader) -> str:
+    """Which guest was loaded, by its own bytes in the file."""
+    guest, _ = decode(_graph(reader, "guest"), {})
+    if not isinstance(guest, Elf | Kernel):
+        raise BadSnapshot("its guest is none")
+    return guest_name(guest)
 
 
 def _list(value: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from ..spec.bits import align_down, align_up
 from ..spec.e820 import E820Entry
 from ..spec.linuxboot import Elf, Kernel, boot_params, rng_seed
 
-__all__ = ["GuestStart", "load_guest"]
+__all__ = ["GuestStart", "line_bytes", "load_guest"]
 
 GIB = 1 << 30
 _GDT = (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
@@ -66,7 +66,7 @@ def load_guest(memory: LoadMemory, guest: Elf | Kernel, e820: tuple[E820Entry, .
     memory.write(params, boot_params(e820, line, kernel.setup_header, ramdisk, seed))
     if seed:
         memory.write(seed, rng_seed(SEED))
-    memory.write(line, _line(f"{command_line} {kernel.command_line}".strip()))
+    memory.write(line, line_bytes(f"{command_line} {kernel.command_line}"))
     memory.write(gdt, struct.pack("<4Q", *_GDT))
     for i in range(_GIBS // 512):
         table = pml4 + PAGE * (i + 1)
@@ -75,15 +75,15 @@ def load_guest(memory: LoadMemory, guest: Elf | Kernel, e820: tuple[E820Entry, .
     return GuestStart(elf.entry, params, pml4, gdt, area + _AREA)
 
 
-def _line(text: str) -> bytes:
-    """The command line as the kernel reads it."""
-    try:
-        data = text.encode("ascii") + b"\0"
-    except UnicodeEncodeError as e:
-        raise BadMachine(f"the guest's command line has the character {text[e.start]!r}: only ASCII is allowed") from e
-    if len(data) > _LINE:
-        raise BadMachine(f"the guest's command line has {len(data) - 1} characters; a kernel takes {_LINE - 1}")
-    return data
+def line_bytes(text: str) -> bytes:
+    """The command line as the kernel reads it, without spaces around it.  Raises BadMachine where a kernel could not take it."""
+    text = text.strip(" ")
+    odd = next((c for c in text if not " " <= c <= "~"), None)
+    if odd is not None:
+        raise BadMachine(f"the guest's command line has the character {odd!r}: only printable ASCII is allowed")
+    if len(text) >= _LINE:
+        raise BadMachine(f"the guest's command line has {len(text)} characters; a kernel takes {_LINE - 1}: leave some out")
+    return text.encode() + b"\0"
 
 
 def _place_ramdisk(memory: LoadMemory, data: bytes, e820: tuple[E820Entry, ...], elf: Elf) -> tuple[int, int]:

@@ -80,8 +80,9 @@ def test_one_that_was_stopped_at_work_first_comes_to_its_prompt(saved: Path, tmp
     assert {"counted 30000", "alive"} <= set(told["console"]["guest"])
 
 
-def test_a_file_says_what_it_is(saved: Path) -> None:
+def test_a_file_says_what_it_is(saved: Path, release: str) -> None:
     told = json.loads(hvlab("snapshot", "info", saved, "--json"))
+    assert re.fullmatch(rf"Linux {re.escape(release)} \(linux-image-{re.escape(release)} \S+\), busybox \S+", told["guest"])
     assert (told["machine"], told["state"], told["outcome"], told["config"]["VTD_TRANS"]) == ("q35-6g", "waiting", "disk-lost", True)
     assert told["size"] == saved.stat().st_size < told["memory"]
     assert "outcome       disk-lost: 00:02.0's DMA read at 0x10" in hvlab("snapshot", "info", saved)

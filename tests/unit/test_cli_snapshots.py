@@ -72,8 +72,8 @@ def test_info_tells_what_it_is_and_nothing_that_a_terminal_acts_upon(capsys, sav
     status, out, _ = run(capsys, "snapshot", "info", saved)
     assert status == 0
     told = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
-    assert list(told) == ["machine", "state", "outcome", "virtual time", "options", "made by", "file", "memory in it"]
-    assert told["machine"] == "q35-2g" and told["state"] == "waiting" and "VTD_TRANS=y DISABLE_VTD=y" in told["options"]
+    assert list(told) == ["machine", "state", "outcome", "virtual time", "guest", "options", "made by", "file", "memory in it"]
+    assert told["machine"] == "q35-2g" and told["guest"] == "lab" and told["state"] == "waiting" and "VTD_TRANS=y DISABLE_VTD=y" in told["options"]
     (tmp_path / "x.snap").write_bytes(with_header(saved.read_bytes(), machine="\x1b[2Jx\ny\x9b"))
     status, out, _ = run(capsys, "snapshot", "info", tmp_path / "x.snap")
     assert status == 0 and out.startswith("machine       ?[2Jx?y?\n")

@@ -113,12 +113,24 @@ def test_what_is_no_guest(asked: tuple[Any, ...], error: type[Exception], why: s
 
 @pytest.mark.parametrize(("options", "why"), [
     (["--guest", "beos"], "there is no guest 'beos'"), (["--guest", "lab", "--initrd", "x"], "kernel and initrd are files of a Linux"),
-    (["--kernel", "/nosuch"], "the kernel /nosuch cannot be read"), (["--append", "\u00e4"], "only ASCII is allowed"),
-    (["--append", "x" * 3000], "a kernel takes 2047")])
+    (["--kernel", "/nosuch"], "the kernel /nosuch cannot be read"), (["--append", "\u00e4"], "only printable ASCII is allowed"),
+    (["--append", "x" * 3000], "a kernel takes 2047"), (["--append", "a\nb"], "has the character '\\n'"),
+    (["--guest", "linux", "--append", "a\0b"], "has the character '\\x00'"), (["--kernel", "/dev/zero"], "the kernel /dev/zero is no file"),
+    (["--kernel", "/nosuch\0"], "no zero byte")])
 def test_mistakes_on_the_command_line_are_one_line(options: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["boot", "q35-2g", "--set", "VTD_TRANS=n", *options]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith("hvlab: ") and why in shown.err and shown.err.count("\n") == 1 and not shown.out
+
+
+@pytest.mark.parametrize("words", ["\u00e4", "x" * 3000, "a\nb"])
+def test_a_command_line_that_no_kernel_takes_is_refused_before_power_on(words: str) -> None:
+    with Machine.load("q35-2g") as m:
+        run = m.boot(Config(VTD_TRANS=False))
+        for guest in (None, IMAGE):
+            with pytest.raises(BadMachine, match="the guest's command line has"):
+                m.boot(Config(VTD_TRANS=True), guest=guest, command_line=words)
+        assert m.run is run and run.live and m.state == "waiting" and "lab>" in m.send("time\n")
 
 
 def test_words_are_added_for_the_lab_guest_too(capsys: pytest.CaptureFixture[str]) -> None:

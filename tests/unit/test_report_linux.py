@@ -32,7 +32,7 @@ def told(guest):
 
 def test_a_kernel_of_the_cache_is_named_by_its_release():
     found = told(kernel(words="quiet x='a b'"))
-    assert (found.release, found.busybox, found.words) == ("6.1.0-56-cloud-amd64", "1:1.35.0-4", "quiet x='a b'")
+    assert (found.made.release, found.made.busybox, found.words) == ("6.1.0-56-cloud-amd64", "1:1.35.0-4", "quiet x='a b'")
     assert found.name == "Linux 6.1.0-56-cloud-amd64 (linux-image-6.1.0-56-cloud-amd64 6.1.192-2), busybox 1:1.35.0-4"
     assert found.told == f"console=ttyS0,115200 {LINUX_COMMAND_LINE} quiet x='a b'"
     assert found.choice == ["--guest", "linux-6.1.0-56-cloud-amd64", "--append", "quiet x='a b'"]
