@@ -30,6 +30,7 @@ from ..spec.svm import (
 from . import context, emulator, ioexit, untranslatable
 from .bus import Bus
 from .clock import Clock
+from .codepages import CodePages
 from .cpuid import MODEL, cpuid
 from .events import deliver_injected_exception
 from .exceptions import Exceptions
@@ -88,6 +89,7 @@ class Cpu:
         self.exit: Exit = choose(self.uc, memory, public_only)
         self.meter = Meter(self.uc, clock)
         self.state = None if public_only else emulator.state(self.uc)
+        self.code_pages = CodePages(self.uc, max((block + last - first for block, first, last in self._blocks), default=0))
         self._exceptions = Exceptions(memory, self.state) if self.state else None
         self._instructions = Instructions(self.uc, self.meter, self.state)
         self._watch = StoreWatch(self.uc, self.in_guest)
@@ -352,12 +354,14 @@ class Cpu:
         self.meter.begin()
         if self.state is not None:
             self.state.halted.value = 0
+        self.code_pages.begin()
         try:
             self.uc.emu_start(self.rip, 0, count=count)
         except UcError as e:
             self._crash(str(e))
         finally:
             self._running = False
+            self.code_pages.end()
         self.rip = self.uc.reg_read(x86.UC_X86_REG_RIP)
         self.meter.stopped_at(self.rip)
 
