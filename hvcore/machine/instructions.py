@@ -1,4 +1,5 @@
-"""Instructions that the processor carries out with our help where no VMCB intercepts them: RDTSC, RDTSCP and CPUID."""
+"""Instructions that the processor carries out with our help where no VMCB intercepts them: RDTSC, RDTSCP and CPUID; and what it has not,
+RDRAND and RDSEED."""
 
 from typing import Any
 
@@ -6,7 +7,7 @@ from unicorn import UC_HOOK_INSN, Uc
 from unicorn import x86_const as x86
 
 from .clock import Clock
-from .cpuid import cpuid
+from .cpuid import cpuid, without_rdrand
 from .emulator import State
 from .meter import Meter
 from .rawhook import hook_tsc
@@ -31,6 +32,8 @@ class Instructions:
         self._uc, self._meter, self._state = uc, meter, state
         uc.hook_add(UC_HOOK_INSN, self._cpuid, None, 1, 0, x86.UC_X86_INS_CPUID)
         self._kept = hook_tsc(uc, self._read_tsc)
+        if state is not None:
+            without_rdrand(state)
 
     def _read_tsc(self, with_number: bool) -> None:
         """RDTSC and, `with_number`, RDTSCP: the processor is number 0."""

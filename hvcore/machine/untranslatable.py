@@ -1,27 +1,28 @@
-"""Instructions whose translation ends this process in the emulator: LOCK before a BT, BTS, BTR or BTC of a register.
+"""What the emulator aborts this process for, and a processor does not.
 
-A processor raises #UD for them.  The emulator takes them to have a memory operand, whose address nobody has computed: it aborts, or, where
-an instruction before in the same block has left an address behind, accesses memory there.  No hook comes before it translates.
+- LOCK before a BT, BTS, BTR or BTC of a register, which is a #UD.  The emulator takes it to have a memory operand, whose address nobody has
+  computed: it aborts, or, where an instruction before in the same block has left an address behind, accesses memory there.  No hook comes
+  before it translates.
+- An inner stack that is wanted where the task register holds no present TSS.  LTR of a null selector, which a processor refuses, makes it
+  so here, and a VMCB that says so.  A guest is shut down then: #VMEXIT(SHUTDOWN).
 
-`mend` puts a few bytes of machine code, for x86-64 Linux, behind two entries of the table by which the library calls its own exported
-functions: the loop over a block's instructions and the fetch of a byte of code.  Where it fetches the opcode of such an instruction, it
-reads that of LSS instead, which for a register is as long and a #UD, by the emulator's own way.  What it fetches for anything else, and
-everything after translation, is as it was.  The entries are the process's: every emulator in it has them from then on.
+`mend` puts a few bytes of machine code, for x86-64 Linux, behind entries of the table by which the library calls its own functions: the
+loop over a block's instructions, the fetch of a byte of code, and the end of the process.  Where it fetches the opcode of such an
+instruction, it reads that of LSS instead, which for a register is as long and a #UD, by the emulator's own way.  What it fetches for
+anything else, and everything after translation, is as it was.  The entries are the process's: every emulator in it has them from then on.
 """
 
 import ctypes
-import mmap
 import platform
 import re
 import threading
-from pathlib import Path
 from typing import Any
 
 from unicorn import UC_ARCH_X86, UC_HOOK_INSN_INVALID, UC_MODE_64, Uc, UcError
-from unicorn.unicorn_py3.unicorn import uclib
 from unicorn.x86_const import UC_X86_REG_RIP
 
-from .emulator import release
+from .emulator import layout, release
+from .library import address_of, entries, exported, lasting_page
 
 __all__ = ["mend"]
 
@@ -33,8 +34,8 @@ _LISTING = """
     56                  push rsi
     57                  push rdi
     488b7710            mov rsi, qword ptr [rdi + 0x10]
-    8b3dd6010000        mov edi, dword ptr [rip + 0x1d6]
-    ff15b8010000        call qword ptr [rip + 0x1b8]
+    8b3de6010000        mov edi, dword ptr [rip + 0x1e6]
+    ff15c0010000        call qword ptr [rip + 0x1c0]
     5f                  pop rdi
     5e                  pop rsi
     5f                  pop rdi
@@ -61,8 +62,8 @@ _LISTING = """
     5b                  pop rbx
     5d                  pop rbp
     c3                  ret
-    8b3d90010000        mov edi, dword ptr [rip + 0x190]     # 5a: where does this instruction begin?
-    ff157a010000        call qword ptr [rip + 0x17a]
+    8b3da0010000        mov edi, dword ptr [rip + 0x1a0]     # 5a: where does this instruction begin?
+    ff1582010000        call qword ptr [rip + 0x182]
     4989c5              mov r13, rax
     488d4bfe            lea rcx, [rbx - 2]                   # it has 15 bytes at most, with ModRM and BA's immediate byte
     4829c1              sub rcx, rax
@@ -78,7 +79,7 @@ _LISTING = """
     49ffc5              inc r13
     4939dd              cmp r13, rbx
     7412                je 0xac
-    0fa30557010000      bt dword ptr [rip + 0x157], eax
+    0fa30577010000      bt dword ptr [rip + 0x177], eax
     73ac                jae 0x4f
     3cf0                cmp al, 0xf0
     75df                jne 0x86
@@ -99,53 +100,76 @@ _LISTING = """
     488d7302            lea rsi, [rbx + 2]
     ff15f3000000        call qword ptr [rip + 0xf3]
     41bcb2000000        mov r12d, 0xb2                       # dd
-    f048ff05fd000000    lock inc qword ptr [rip + 0xfd]
+    f048ff050d010000    lock inc qword ptr [rip + 0x10d]
     e95fffffff          jmp 0x4f
+
+    488b06              mov rax, qword ptr [rsi]             # abort(processor, message, ...): invalid tss, or invalid tss type?
+    483b0516010000      cmp rax, qword ptr [rip + 0x116]
+    7532                jne 0x12e
+    8b4608              mov eax, dword ptr [rsi + 8]
+    25ffffff00          and eax, 0xffffff
+    3d74737300          cmp eax, 0x737374
+    7523                jne 0x12e
+    488b05f6000000      mov rax, qword ptr [rip + 0xf6]      # a guest's?
+    4801f8              add rax, rdi
+    f680b200000020      test byte ptr [rax + 0xb2], 0x20
+    7410                je 0x12e
+    4889c7              mov rdi, rax                         # exit(state, SHUTDOWN, 0, 0)
+    6a7f                push 0x7f
+    5e                  pop rsi
+    31d2                xor edx, edx
+    31c9                xor ecx, ecx
+    ff25c2000000        jmp qword ptr [rip + 0xc2]
+    ff25a4000000        jmp qword ptr [rip + 0xa4]           # 12e
 """
 _CODE = bytes.fromhex("".join(line.split()[0] for line in _LISTING.splitlines() if line.strip()))
-_LOOP, _TRANSLATE, _BYTE, _DATA = 0, 0x0D, 0x29, 0x180
+_LOOP, _TRANSLATE, _BYTE, _ABORT, _DATA = 0, 0x0D, 0x29, 0xF0, 0x180
 """Where they begin in the page, and where the data does."""
+_NAMES = ("translator_loop_x86_64", "cpu_ldub_code_x86_64", "cpu_abort_x86_64")
 _PREFIXES = (0x26, 0x2E, 0x36, 0x3E, *range(0x40, 0x50), 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3)
 _WORD = ctypes.c_uint64
 
 
 class _Data(ctypes.Structure):
-    """What the machine code reads: operations of the translator (the fifth is for one instruction), addresses, the thread's key, a bit for
-    each byte that is a prefix.  `met` is how many such instructions it has met."""
+    """What the machine code reads: operations of the translator (the fifth is for one instruction), addresses, the thread's key, where the
+    state is from the processor, the beginning of a message, a bit for each byte that is a prefix.  `met` is how many such instructions it
+    has met."""
 
-    _fields_ = (("operations", _WORD * 8), ("loop", _WORD), ("translate", _WORD), ("byte", _WORD), ("keep", _WORD), ("kept", _WORD),
-                ("met", _WORD), ("key", _WORD), ("prefixes", ctypes.c_uint8 * 32))
+    _fields_ = (("operations", _WORD * 8), ("loop", _WORD), ("translate", _WORD), ("byte", _WORD), ("abort", _WORD), ("keep", _WORD),
+                ("kept", _WORD), ("exit", _WORD), ("met", _WORD), ("key", _WORD), ("state", _WORD), ("message", ctypes.c_char * 8),
+                ("prefixes", ctypes.c_uint8 * 32))
 
 
 class _Mending:
-    """The machine code in its page, which stays for as long as the process, and the two entries that lead to it."""
+    """The machine code in its page, and the entries that lead to it."""
 
-    def __init__(self, slots: tuple[int, int], operations: int):
-        page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(page))
-        page[:len(_CODE)] = _CODE
-        self.code = ctypes.addressof(ctypes.c_char.from_buffer(page))
-        self.data, self.key = _Data.from_buffer(page, _DATA), ctypes.c_uint()
-        self.entries = [_WORD.from_address(at) for at in slots]
+    def __init__(self, slots: list[Any], operations: int):
+        page = lasting_page(_CODE)
+        self.code, self.data = ctypes.addressof(ctypes.c_char.from_buffer(page)), _Data.from_buffer(page, _DATA)
+        self.slots, self._before = slots, [slot.value for slot in slots]
         self._fill(operations)
 
     def _fill(self, operations: int) -> None:
-        data, process = self.data, ctypes.CDLL(None)
-        if process.pthread_key_create(ctypes.byref(self.key), None):
+        data, process, key, where = self.data, ctypes.CDLL(None), ctypes.c_uint(), layout()
+        if process.pthread_key_create(ctypes.byref(key), None):
             raise OSError("no key for a thread's word is left")
         ctypes.memmove(data.operations, operations, ctypes.sizeof(data.operations))
         data.translate, data.operations[4] = data.operations[4], self.code + _TRANSLATE
-        data.loop, data.byte = (entry.value for entry in self.entries)
-        data.keep, data.kept = _address(process.pthread_setspecific), _address(process.pthread_getspecific)
-        data.key = self.key.value
+        data.loop, data.byte, data.abort = self._before
+        data.keep, data.kept = address_of(process.pthread_setspecific), address_of(process.pthread_getspecific)
+        data.exit, data.key, data.message = exported("cpu_vmexit_x86_64"), key.value, b"invalid "
+        data.state = where.env if where else 0
         for prefix in _PREFIXES:
             data.prefixes[prefix // 8] |= 1 << prefix % 8
 
     def begin(self) -> None:
-        self.entries[0].value, self.entries[1].value = self.code + _LOOP, self.code + _BYTE
+        self.slots[0].value, self.slots[1].value = self.code + _LOOP, self.code + _BYTE
+        if self.data.state and self.data.exit:
+            self.slots[2].value = self.code + _ABORT
 
     def end(self) -> None:
-        self.entries[0].value, self.entries[1].value = self.data.loop, self.data.byte
+        for slot, before in zip(self.slots, self._before, strict=True):
+            slot.value = before
 
 
 _lock = threading.Lock()
@@ -153,7 +177,7 @@ _done: list[_Mending | None] = []
 
 
 def mend() -> bool:
-    """From now on such an instruction is a #UD, in every emulator of this process; again and again does no harm.
+    """From now on none of that ends this process, in any of its emulators; again and again does no harm.
 
     False where this build of the library, or this computer, is not as it has to be: then nothing is changed.
     """
@@ -174,7 +198,7 @@ def _undo() -> None:
 def _mended() -> _Mending | None:
     if platform.machine() != "x86_64" or platform.system() != "Linux" or not _told(_LSS):
         return None
-    slots, operations = _entries(), _operations()
+    slots, operations = entries(_NAMES), _operations()
     if slots is None or operations is None:
         return None
     try:
@@ -188,44 +212,9 @@ def _mended() -> _Mending | None:
     return None
 
 
-def _address(function: Any) -> int:
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-def _exported(name: str) -> int:
-    """The address of a function of the library; 0 where there is none of that name."""
-    symbol = getattr(uclib, name, None)
-    return _address(symbol) if symbol is not None else 0
-
-
-def _entries() -> tuple[int, int] | None:
-    """Where the library keeps the addresses of the two functions: the only words of its data with these values.
-
-    It has them there once it has called them.
-    """
-    functions = _exported("translator_loop_x86_64"), _exported("cpu_ldub_code_x86_64")
-    found: list[list[int]] = [[], []]
-    for start, end in _writable(functions[0]):
-        data = ctypes.string_at(start, end - start)
-        for places, function in zip(found, functions, strict=True):
-            places += [start + at.start() for at in re.finditer(re.escape(function.to_bytes(8, "little")), data) if not at.start() % 8]
-    return (found[0][0], found[1][0]) if all(functions) and [len(places) for places in found] == [1, 1] else None
-
-
-def _writable(function: int) -> list[tuple[int, int]]:
-    """The writable parts of the file in memory that a function comes from."""
-    parts = []
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        span, rights, _offset, _device, _inode, *name = line.split(maxsplit=5)
-        start, end = (int(address, 16) for address in span.split("-"))
-        parts.append((start, end, rights, name))
-    names = [name for start, end, _rights, name in parts if start <= function < end and name]
-    return [(start, end) for start, end, rights, name in parts if rights.startswith("rw") and name in names]
-
-
 def _operations() -> int | None:
     """The address of the translator's table of operations, which a function hands to the loop: lea rdi, [rip + offset]; call."""
-    function = _exported("gen_intermediate_code_x86_64")
+    function = exported("gen_intermediate_code_x86_64")
     found = re.search(rb"\x48\x8d\x3d(....)\xe8", ctypes.string_at(function, 96) if function else b"", re.DOTALL)
     return function + found.end(1) + int.from_bytes(found[1], "little", signed=True) if found else None
 

@@ -1,7 +1,7 @@
-"""LOCK before a BT, BTS, BTR or BTC of a register: an invalid opcode on a processor, the end of the process in the emulator as it is."""
+"""What ends the process in the emulator as it is, and not on a processor: LOCK before a BT, BTS, BTR or BTC of a register, and a task
+register that is not there."""
 
 import contextlib
-import ctypes
 import re
 import signal
 import struct
@@ -19,7 +19,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const as x86
 
 from hvcore import Config, Machine, Run
-from hvcore.machine import emulator, untranslatable
+from hvcore.machine import emulator, library, untranslatable
 from hvcore.machine.bus import Bus
 from hvcore.machine.clock import Clock
 from hvcore.machine.cpu import Cpu, StopKind
@@ -184,22 +184,23 @@ def test_the_machine_code_is_what_the_listing_says() -> None:
 
 # --- where the library is another one
 
-WORDS = ("translator_loop_x86_64", "cpu_ldub_code_x86_64", "gen_intermediate_code_x86_64")
+WORDS = (*untranslatable._NAMES, "gen_intermediate_code_x86_64")
 
 
 def entries() -> "list[int]":
-    """What the two entries hold."""
-    found = untranslatable._entries()
+    """What its entries hold."""
+    found = library.entries(untranslatable._NAMES)
     assert found is not None
-    return [ctypes.c_uint64.from_address(at).value for at in found]
+    return [entry.value for entry in found]
 
 
 @pytest.mark.parametrize("name", WORDS)
 @pytest.mark.usefixtures("_as_it_was")
 def test_without_a_function_nothing_is_changed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    before, real = entries(), untranslatable._exported
+    before, real = entries(), library.exported
     with monkeypatch.context() as patch:
-        patch.setattr(untranslatable, "_exported", lambda wanted: 0 if wanted == name else real(wanted))
+        for module in (library, untranslatable):
+            patch.setattr(module, "exported", lambda wanted: 0 if wanted == name else real(wanted))
         assert not untranslatable.mend()
     assert entries() == before
 
@@ -227,7 +228,7 @@ def test_twice_is_once() -> None:
     assert untranslatable.mend()
     mending = untranslatable._done[0]
     assert untranslatable.mend() and untranslatable._done == [mending]
-    assert untranslatable._entries() is None
+    assert library.entries(untranslatable._NAMES) is None
 
 
 @pytest.mark.parametrize("code", ["f00fbbdc", "f00fbae805"], ids=["LOCK BTC ESP, EBX", "LOCK BTS EAX, 5"])
@@ -354,6 +355,51 @@ def test_machines_in_threads() -> None:
     for thread in threads:
         thread.join()
     assert told == [printed(200)] * 4
+
+
+NO_TASK, TIMER = "31c0 0f00d8", (f"b8{le(0xFEE000F0)} c700ff010000 b8{le(0xFEE00320)} c70040000000 b8{le(0xFEE003E0)} c7000b000000 "
+                                f"b8{le(0xFEE00380)} c70000100000")
+RING3 = f"6a2b 68{le(STACK + 0x8000)} 6802320000 6a33 68{le(CODE + 0x400)} 48cf"
+GATE = CODE + 0x800 & 0xFFFF | 0x10 << 16 | 0xEC << 40 | CODE + 0x800 >> 16 << 48
+
+
+@pytest.mark.parametrize("task", [True, False])
+@pytest.mark.parametrize(("ist", "start", "then"), [
+    (0, TIMER + RING3, "ebfe"), (1, TIMER + "fb ebfe", ""), (0, RING3, f"b8{le(WORD)} 66c740044b00 ff18")],
+    ids=["an interrupt in ring 3", "an interrupt with an IST stack", "a call gate"])
+def test_without_a_task_register_there_is_no_inner_stack(task: bool, ist: int, start: str, then: str) -> None:
+    """A guest that has loaded a null selector into it is shut down; with a good one it halts in its handler."""
+    elf = guest(0, 1)
+    parts = {segment.address: bytearray(segment.data) for segment in elf.segments}
+    text = bytes.fromhex(f"b8{le(TABLES)} 0f22d8 0f011425{le(POINTERS)} 0f011c25{le(POINTERS + 16)} b838000000 0f00d8 "
+                         f"bc{le(STACK + 0x8000)} {'' if task else NO_TASK} {start}").ljust(0x400, b"\x90") + bytes.fromhex(then)
+    parts[CODE] = bytearray(text.ljust(0x800, b"\x90") + b"\xfa\xf4")
+    for vector in range(256):
+        struct.pack_into("<HHHHII", parts[IDT], 16 * vector, 0x800, 0x10, 0x8E00 | ist, CODE >> 16, 0, 0)
+    parts[TSS][0x24:0x2C] = struct.pack("<Q", STACK + 0x3000)
+    parts[GDT] += struct.pack("<2Q", GATE, 0)
+    struct.pack_into("<H", parts[POINTERS], 0, len(parts[GDT]) - 1)
+    with Machine.load("q35-2g") as machine:
+        run = machine.boot(Config(), guest=Elf(CODE, tuple(Segment(at, bytes(data), len(data)) for at, data in parts.items())), limit=20)
+        assert run.outcome == "guest-crash"
+        assert ("halted for good" in run.why and "RIP 0x1000801" in run.why) == task, run.why
+        assert ("triple fault" in run.why) != task
+        assert machine.boot(Config()).outcome == "up"
+
+
+@pytest.mark.parametrize("code", ["0fc7f0", "480fc7fb", "660fc7f7", "410fc7f8"])
+def test_there_is_no_instruction_for_randomness(code: str) -> None:
+    """RDRAND and RDSEED, which CPUID does not tell."""
+    memory = Memory([(0, 1 << 22)])
+    memory.write64(0x1000, 0x2003)
+    memory.write64(0x2000, 0x83)
+    memory.write(0x10000, bytes.fromhex(code + "f4"))
+    cpu = Cpu(memory, Bus(memory), Clock())
+    cpu.start(0x10000, 0x1000, 0x3000)
+    stop = cpu.run()
+    assert (stop.kind, stop.detail) == (StopKind.CRASH, "invalid opcode that nobody takes, in the host at RIP 0x10000")
+    cpu.close()
+    memory.close()
 
 
 def test_in_the_host_it_is_a_crash() -> None:
