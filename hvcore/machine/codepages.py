@@ -136,11 +136,12 @@ class _Mending:
 
 
 class CodePages:
-    """The pages with code of the processor of `uc`, whose RAM is `size` bytes in the emulator's own count."""
+    """The pages with code of the processor of `uc`, whose RAM is `size` bytes in the emulator's own count; with 0 none is noted."""
 
     def __init__(self, uc: Uc, size: int):
-        self._mending, private = mend(), emulator.find(uc)
-        if self._mending is None or private is None:
+        self._mending = mend() if size else None
+        private = emulator.find(uc) if self._mending else None
+        if private is None:
             self._mending = None
             return
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
@@ -175,6 +176,14 @@ def mend() -> _Mending | None:
             _done.append(None)
             _done[0] = _mended()
         return _done[0]
+
+
+def _undo() -> None:
+    """As it was; while no emulator runs."""
+    with _lock:
+        for mending in filter(None, _done):
+            mending.end()
+        _done.clear()
 
 
 def _mended() -> _Mending | None:

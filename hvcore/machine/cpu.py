@@ -89,7 +89,8 @@ class Cpu:
         self.exit: Exit = choose(self.uc, memory, public_only)
         self.meter = Meter(self.uc, clock)
         self.state = None if public_only else emulator.state(self.uc)
-        self.code_pages = CodePages(self.uc, max((block + last - first for block, first, last in self._blocks), default=0))
+        ram = max((block + last - first for block, first, last in self._blocks), default=0)
+        self.code_pages = CodePages(self.uc, 0 if public_only else ram)
         self._exceptions = Exceptions(memory, self.state) if self.state else None
         self._instructions = Instructions(self.uc, self.meter, self.state)
         self._watch = StoreWatch(self.uc, self.in_guest)
