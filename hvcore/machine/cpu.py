@@ -48,6 +48,9 @@ DOOR = 0xE0
 ACCESS_NS = 1000
 """Virtual time that one access to a device takes."""
 HLT = 0xF4
+TRANSLATED = 128 << 20
+"""Bytes of this computer's memory that translated code may take before all of it is dropped: a Linux boots as fast with half, and a guest that
+rewrites its code for ever would fill the emulator's own gibibyte."""
 
 
 class StopKind(Enum):
@@ -83,6 +86,7 @@ class Cpu:
         untranslatable.mend()
         self.uc = Uc(UC_ARCH_X86, UC_MODE_64)
         self.uc.ctl_set_cpu_model(MODEL)
+        self.uc.ctl_set_tcg_buffer_size(TRANSLATED)
         self._blocks = list(_map_memory(self.uc, memory))
         self._map_holes()
         self.uc.ctl_exits_enabled(True)

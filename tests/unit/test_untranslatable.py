@@ -19,6 +19,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const as x86
 
 from hvcore import Config, Machine, Run
+from hvcore.machine import cpu as cpu_module
 from hvcore.machine import emulator, library, untranslatable
 from hvcore.machine.bus import Bus
 from hvcore.machine.clock import Clock
@@ -252,6 +253,7 @@ DESCRIPTORS = (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFFB000000FFFF,
 FORMS = ("f00fa3c0", "f00fabd8", "f00fb3c3", "f00fbbdc", "f00fbae005", "f0480fbaf83f", "66f00fbaf003", "f0410fbbc4", "f3f00fabc1",
          "2ef0480fbae901")
 VALUE = 0x1234567
+PRINT_EDI = "be08000000 c1c704 89f8 83e00f 0461 66baf803 ee ffce 75ed"
 
 
 def le(value: int) -> str:
@@ -264,10 +266,9 @@ def guest(ring: int, rounds: int) -> Elf:
     The handler counts in EBP and goes on with the next slot of 16 bytes; every other exception halts.
     """
     slots = "".join(("8906" + form).ljust(32, "9") for form in FORMS)
-    printed = "be08000000 c1c704 89f8 83e00f 0461 66baf803 ee ffce 75ed"
     program = (f"be{le(WORD)} b8{le(VALUE)} b9{le(rounds)} 31ed 31db eb07".replace(" ", "")).ljust(64, "9") + slots
     program += f"6bdb1f 01cb 031e ffc9 0f85{le(-(len(slots) // 2 + 13) & 0xFFFFFFFF)}"
-    program += f"89ef {printed} 89df {printed} 66baf803 b00a ee {'cd21' if ring else 'faf4'}"
+    program += f"89ef {PRINT_EDI} 89df {PRINT_EDI} 66baf803 b00a ee {'cd21' if ring else 'faf4'}"
     start = f"b8{le(TABLES)} 0f22d8 0f011425{le(POINTERS)} 0f011c25{le(POINTERS + 16)} b838000000 0f00d8"
     if ring:
         start += f"6a2b 68{le(STACK + 0x8000)} 6802300000 6a33 68{le(CODE + 0x400)} 48cf"
@@ -415,3 +416,22 @@ def test_in_the_host_it_is_a_crash() -> None:
         assert (stop.kind, stop.detail) == (StopKind.CRASH, "invalid opcode that nobody takes, in the host at RIP 0x10001")
         cpu.close()
         memory.close()
+
+
+def test_a_guest_that_rewrites_its_code_for_ever_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for translated code is bounded, and running out of it changes nothing: 18 MB of it in 1 MiB."""
+    place = CODE + 0x100000
+    rewritten = b"\x05\x78\x56\x34\x12" * 2000 + b"\xc3"
+    parts = {segment.address: segment.data for segment in guest(0, 1).segments}
+    program = bytes.fromhex(f"b9{le(3000)} bb{le(place)} 894301 ffd3 ffc9 75f7 89c7 {PRINT_EDI} faf4")
+    parts[CODE] = parts[CODE][:0x400] + program + parts[CODE][0x400 + len(program):]
+    elf = Elf(CODE, tuple(Segment(at, data, len(data)) for at, data in (*parts.items(), (place, rewritten))))
+    told = []
+    for room in (cpu_module.TRANSLATED, 1 << 20):
+        monkeypatch.setattr(cpu_module, "TRANSLATED", room)
+        with Machine.load("q35-2g") as machine:
+            assert machine.pc.cpu.uc.ctl_get_tcg_buffer_size() == room
+            run = machine.boot(Config(), guest=elf, limit=60)
+            told.append((run.why, run.console.guest, machine.pc.clock.now, machine.pc.cpu.meter.total))
+    assert told[0] == told[1]
+    assert "halted for good" in told[0][0] and len(told[0][1]) == 8
