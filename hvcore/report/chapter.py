@@ -1,6 +1,7 @@
 """What a report says, before it is a page: sections of HTML and of views, of one run or of two."""
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ __all__ = ["Chapter", "Part", "Section", "coded", "facts", "folded", "listed", "
 
 KEPT = 1 << 17
 """Characters at each end of a console that go into a report."""
+_CODE = re.compile("`([^`]+)`")
 Part = str | Alive
 """HTML, or a view."""
 
@@ -37,9 +39,10 @@ class Chapter:
 # --- HTML of the plain parts; all words are escaped here
 
 def paragraph(words: str, kind: str = "") -> str:
-    """A paragraph."""
+    """A paragraph; what is between `backquotes` is code."""
     named = f' class="{kind}"' if kind else ""
-    return f"<p{named}>{html.escape(words)}</p>"
+    inside = _CODE.sub(r"<code>\1</code>", html.escape(words))
+    return f"<p{named}>{inside}</p>"
 
 
 def listed(lines: Iterable[str]) -> str:

@@ -24,6 +24,8 @@ __all__ = ["chapter_of", "facts_of", "findings", "outcome_of"]
 
 WAYS = 8
 """Faults whose ways are drawn."""
+FEW = 12
+"""Interrupt messages that are shown at once; more are folded away."""
 Progress = Callable[[str], None]
 
 
@@ -130,7 +132,8 @@ class _Teller:
         from widgets.views import GraphView
         yield self._view("graph", quiet(GraphView)(self.run, self.selection))
         yield shown(self.run.domains)
-        yield from (shown(records) for records in (self.run.interrupts, self.run.messages) if len(records))
+        yield from (shown(records) if len(records) <= FEW else folded(f"{records.title}: {len(records):,}", shown(records))
+                    for records in (self.run.interrupts, self.run.messages) if len(records))
 
     def permissions(self) -> Iterator[Part]:
         from widgets.pagemap import PageMap

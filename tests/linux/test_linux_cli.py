@@ -136,7 +136,8 @@ def test_a_report_has_all_of_its_console_and_shows_what_tells(saved: Path, relea
     assert "(s=$?; echo $s" not in page.shown and "lab# x=kept\n" in page.shown
     assert f"Linux {release} (linux-image-" in page.shown and f"rdinit=/init {WORDS}" in page.shown
     assert f"hvlab boot q35-6g --guest linux-{release} --append {WORDS}" in page.shown
-    assert f"`hvlab linux fetch --release {release}` brings it." in page.shown
+    assert f"hvlab linux fetch --release {release} brings it." in page.shown
+    assert re.search(r"Interrupt messages: \d\d", page.folded) and "Interrupt messages: " not in page.shown
 
 
 @pytest.mark.needs("chromium", "pdftotext")
