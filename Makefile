@@ -65,7 +65,7 @@ voila: $(STAMP)
 		--MappingKernelManager.cull_idle_timeout=1800 --MappingKernelManager.cull_interval=60 $(VOILA)
 
 test: $(STAMP) tools lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
-"""What every test shares: the `needs` marker, the settings of Hypothesis, and Debian's kernels."""
+"""What every test shares: the `needs` marker, how several processes share the work, the settings of Hypothesis, and Debian's kernels."""
 
 import fcntl
 import os
 import shutil
 import subprocess
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -26,6 +27,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.fail(f"{', '.join(missing)} not installed, and CI must have it", pytrace=False)
         if missing:
             pytest.skip(f"{', '.join(missing)} not installed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests go to one process, so that what they share is made once; all of `browser/`, too, which shares a JupyterLab.
+
+    The long ones come first: files are handed out in the order of folders.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "browser" if "/browser/" in file else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from playwright.sync_api import Locator, Page, expect
 from accessible import amiss
 from labserver import Lab, with_cell
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.needs("chromium")
 
 CODE = """
 from widgets import Workbench

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, expect
 from accessible import amiss
 from labserver import ROOT, free_port
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.needs("chromium")
 
 
 def children(pid: int) -> list[int]:

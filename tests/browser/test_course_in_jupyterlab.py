@@ -6,7 +6,7 @@ from playwright.sync_api import Page, expect
 from accessible import amiss
 from labserver import ERRORS, Lab, with_cell
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.needs("chromium")
 
 CELL = """
 from ipywidgets import HTML

@@ -9,7 +9,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from labserver import Lab, with_cell
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.needs("chromium")
 
 BAD = 0x8765432
 """The one page of 2^28 that can be written."""

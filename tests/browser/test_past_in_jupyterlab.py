@@ -11,7 +11,7 @@ from accessible import amiss
 from labserver import Lab, with_cell
 
 __all__ = ["bench"]
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.needs("chromium")
 
 BENCH = "from widgets import Workbench\nWorkbench('q35-2g')"
 NONE = "import os\nos.environ['HVLAB_CACHE'] = 'empty'\n" + BENCH

@@ -15,7 +15,7 @@ from hvcore import Machine
 from hvcore.report import compare_report, write_report
 from hvcore.sources import load
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.needs("chromium")
 
 WICKED = "</script><script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\">]]> \u2028 \U0001f600"
 LOGGED = b"<script>document.title='hit'</script></pre><svg onload=\"document.title='hit'\"></svg>]]>\n"

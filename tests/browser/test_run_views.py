@@ -9,7 +9,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from labserver import Lab, with_cell
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.needs("chromium")
 
 CODE = """
 from IPython.display import display

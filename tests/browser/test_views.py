@@ -10,7 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from labserver import Lab, with_cell
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.needs("chromium")
 
 # The disk's own fault, and one more of each unit's first device at a known place.
 CODE = """

@@ -15,7 +15,7 @@ from hvcore.machine.firmware import IOAPIC_ADDRESS
 from hvcore.machine.pmtimer import FREQUENCY
 from hvcore.spec.apic import IOAPIC_PINS, LOCAL, LOCAL_APIC_ADDRESS, RTE, divisor
 
-pytestmark = [pytest.mark.needs("qemu-system-x86_64", "gcc", "ld"), pytest.mark.xdist_group("apic-conformance")]
+pytestmark = pytest.mark.needs("qemu-system-x86_64", "gcc", "ld")
 
 LOAD, STORE, TAKE, OUTPUT = Operation.LOAD, Operation.STORE, Operation.TAKE, Operation.OUTPUT
 ACCESSES = int(os.environ.get("HVLAB_CONFORMANCE", "20000")) // 10

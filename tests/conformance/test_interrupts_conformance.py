@@ -36,7 +36,7 @@ from hvcore.machine.vtd.interrupts import InterruptEntryCache
 from hvcore.spec import interrupts as spec
 from hvcore.spec.bits import mask
 
-pytestmark = [pytest.mark.needs("qemu-system-x86_64"), pytest.mark.xdist_group("interrupts-conformance")]
+pytestmark = pytest.mark.needs("qemu-system-x86_64")
 
 MESSAGES = int(os.environ.get("HVLAB_CONFORMANCE", "20000")) // 4
 LENGTH = 60

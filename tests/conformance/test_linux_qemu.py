@@ -16,7 +16,7 @@ import pytest
 from hvcore.linux import cache, linux_image
 from hvcore.linux.initramfs import ROOT
 
-pytestmark = [pytest.mark.needs("qemu-system-x86_64"), pytest.mark.xdist_group("linux-qemu")]
+pytestmark = pytest.mark.needs("qemu-system-x86_64")
 
 PROMPT = "lab# "
 MIB = 1 << 20

@@ -24,7 +24,7 @@ from hvcore.inspect.dump import PageStore
 from hvcore.outside import Outside
 from hvcore.sources.debugfs import LoggedContext, LoggedTables
 
-pytestmark = [pytest.mark.needs("qemu-system-x86_64"), pytest.mark.xdist_group("qemu-live")]
+pytestmark = pytest.mark.needs("qemu-system-x86_64")
 
 SOCKETS = ["-qmp", "unix:look,server=on,wait=off", "-qmp", "unix:again,server=on,wait=off"]
 """Each has room for one client."""

@@ -12,7 +12,7 @@ import pytest
 from hvcore import Config, Machine
 from hvcore.spec.linuxboot import load_elf
 
-pytestmark = [pytest.mark.needs("qemu-system-x86_64"), pytest.mark.xdist_group("traps")]
+pytestmark = pytest.mark.needs("qemu-system-x86_64")
 
 ELF = Path(__file__).resolve().parents[2] / "images" / "guests" / "traps.elf"
 DONE = "traps: done\n"

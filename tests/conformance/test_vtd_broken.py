@@ -25,7 +25,7 @@ from hvcore.spec.bits import Access, Register
 from hvcore.spec.dma import Direction
 from hvcore.spec.vtd import FaultReason
 
-pytestmark = [pytest.mark.needs("qemu-system-x86_64"), pytest.mark.xdist_group("vtd-broken")]
+pytestmark = pytest.mark.needs("qemu-system-x86_64")
 
 Recorded = list[tuple[Scene, Variant, list[Result]]]
 

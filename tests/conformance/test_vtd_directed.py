@@ -8,7 +8,7 @@ from vtd_cases import BOTH, CASES, Case, Plain, interrupts
 from vtd_play import VARIANTS, Pair, answer, report
 from vtd_scene import ABSENT, Registers
 
-pytestmark = [pytest.mark.needs("qemu-system-x86_64"), pytest.mark.xdist_group("vtd-directed")]
+pytestmark = pytest.mark.needs("qemu-system-x86_64")
 
 
 @pytest.fixture(scope="module")

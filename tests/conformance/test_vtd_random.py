@@ -37,8 +37,7 @@ def test_shrinking_leaves_what_the_failure_needs() -> None:
     assert left.tables[page][word:word + 8] == scene.tables[page][word:word + 8] and left.tables[page].count(0) >= 4088
 
 
-# The processor of one of two test processes for each width.
-@pytest.mark.parametrize("variant", [pytest.param(v, marks=pytest.mark.xdist_group(f"vtd-{v.aw_bits}")) for v in VARIANTS], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_random_scenes(pair: Pair, variant: Variant) -> None:
     counts, answers, requests, seed = Counter[str](), Counter[int | str](), 0, SEED + 1_000_000 * VARIANTS.index(variant)
     while requests < REQUESTS // len(VARIANTS):

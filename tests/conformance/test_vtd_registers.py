@@ -31,7 +31,6 @@ def value(page: Registers, offset: int, wanted: int) -> int:
     return word if offset % 8 == 0 and wanted >> 32 else word & 0xFFFF_FFFF
 
 
-@pytest.mark.xdist_group("vtd-39")
 @pytest.mark.parametrize("one", REGISTER_CASES, ids=lambda c: c.name)
 def test_directed_registers(pair: Pair, one: RegisterCase) -> None:
     variant = VARIANTS[0]
@@ -47,7 +46,6 @@ def test_directed_registers(pair: Pair, one: RegisterCase) -> None:
     assert set(verdict.counts) == one.differences
 
 
-@pytest.mark.xdist_group("vtd-39")
 @pytest.mark.parametrize("descriptor", [*((low, 0) for low in SOUND_DESCRIPTORS[:2]), *((low, DATA) for low in SOUND_DESCRIPTORS[2:]),
                                         (0, 0), (3, 0), (4, 0), (6, 0), (7, 0), (8, 0)], ids=lambda d: f"{d[0]:#x}")
 def test_every_bit_of_a_descriptor(pair: Pair, descriptor: tuple[int, int]) -> None:
@@ -60,7 +58,7 @@ def test_every_bit_of_a_descriptor(pair: Pair, descriptor: tuple[int, int]) -> N
     assert set(verdict.counts) <= {"descriptors-without-capability", "wait-without-effect", "wait-status-lost"}
 
 
-@pytest.mark.parametrize("variant", [pytest.param(v, marks=pytest.mark.xdist_group(f"vtd-{v.aw_bits}")) for v in VARIANTS], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_random_registers(pair: Pair, variant: Variant) -> None:
     counts, looks, seed = Counter[str](), 0, SEED + 1_000_000 * VARIANTS.index(variant)
     pages = set[Registers]()

@@ -16,7 +16,6 @@ import pytest
 from hvcore import Machine
 from hvcore.cli import main
 
-pytestmark = pytest.mark.xdist_group("linux-cli")
 WORDS = "nvme_core.admin_timeout=5"
 
 
