@@ -100,7 +100,8 @@ class Exits:
         if not vmcb.get(SaveArea.RFLAGS) & RFLAGS_IF:
             raise GuestDead(f"the guest halted for good (HLT with interrupts off) at RIP {vmcb.get(SaveArea.RIP):#x}")
         vmcb.skip(1)
-        self.memory.write(self.base + Part.DATA + Data.WAIT, b"\1")
+        if not vmcb.get(ControlArea.EVENTINJ) & svm.EVENT_VALID:
+            self.memory.write(self.base + Part.DATA + Data.WAIT, b"\1")
 
     def reflect(self, vmcb: Vmcb, vector: int) -> None:
         """Gives the guest its own exception.  One that came up while another was being delivered is a double fault, then a shutdown."""

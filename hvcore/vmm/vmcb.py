@@ -12,7 +12,9 @@ __all__ = ["Vmcb", "fresh_vmcb", "msr_permissions"]
 
 _U64 = struct.Struct("<Q")
 _SEGMENT = struct.Struct("<HHIQ")
-RFLAGS_IF = 1 << 9
+RFLAGS_TF, RFLAGS_IF, DR6_BS = 1 << 8, 1 << 9, 1 << 14
+DEBUG = 1
+"""The exception that steps make."""
 
 
 class Vmcb:
@@ -49,8 +51,11 @@ class Vmcb:
             self.memory.write64(self.data + Data.GPRS + 8 * number, value & 0xFFFF_FFFF_FFFF_FFFF)
 
     def skip(self, length: int) -> None:
-        """Moves the guest behind an instruction of `length` bytes."""
+        """Moves the guest behind an instruction of `length` bytes that was carried out for it; where it is stepped, it traps there."""
         self.set(SaveArea.RIP, self.get(SaveArea.RIP) + length)
+        if self.get(SaveArea.RFLAGS) & RFLAGS_TF:
+            self.set(SaveArea.DR6, self.get(SaveArea.DR6) | DR6_BS)
+            self.inject_exception(DEBUG)
 
     def inject(self, event: int, error_code: int = 0) -> None:
         """Delivers an event through the guest's IDT at the next entry."""

@@ -271,6 +271,25 @@ def test_hostile_tables_end_the_guest_and_nothing_else(name):
         assert machine.boot(Config()).outcome == "up"
 
 
+TOLD = 0x101A000
+STEPPED = {"CPUID": "0fa2", "RDMSR of EFER": "0f32", "WRMSR of EFER": "0f30", "INVD": "0f08", "VMMCALL": "0f01d9", "HLT": "f4", "NOP": "90"}
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_step_over_an_instruction_that_the_core_carries_out_traps_behind_it(name):
+    """RFLAGS.TF: #DB with DR6.BS at the next instruction (volume 2, 13.1.3.1)."""
+    load = "b9800000c0 b801050000 31d2"                    # mov ecx, EFER; mov eax, 0x501; xor edx, edx
+    code = load + "9c 66810c240003 9d" + STEPPED[name]     # pushfq; or word ptr [rsp], TF and IF; popfq
+    told = TOLD.to_bytes(4, "little").hex(), (TOLD + 8).to_bytes(4, "little").hex()
+    elf = guest(mov_rsp(0x101F000) + code + "90 90 f4", handler=f"58 48890425{told[0]} 0f21f1 48890c25{told[1]} faf4")
+    with Machine.load("q35-2g") as machine:
+        run = machine.boot(Config(), guest=elf, limit=20)
+        assert "halted for good" in run.why
+        rip, dr6 = struct.unpack("<QQ", machine.pc.memory.read(TOLD, 16))
+    begin = elf.segments[0].data.index(bytes.fromhex(code))
+    assert (rip - CODE - begin, bool(dr6 & 1 << 14)) == (len(bytes.fromhex(code)), True)
+
+
 def test_a_stack_in_the_core_gets_no_frame():
     with Machine.load("q35-2g") as machine:
         base = machine.boot(Config()).vmm.base
