@@ -124,6 +124,7 @@ class Cpu:
         self.uc.hook_add(UC_HOOK_INSN, self._on_in, None, 1, 0, x86.UC_X86_INS_IN)
         if self._exceptions is not None:
             self.uc.hook_add(UC_HOOK_INSN, self._on_syscall, None, 1, 0, x86.UC_X86_INS_SYSCALL)
+            self.uc.hook_add(UC_HOOK_INSN, self._on_sysenter, None, 1, 0, x86.UC_X86_INS_SYSENTER)
 
     def _mmio_read(self, _uc: Uc, offset: int, width: int, base: int) -> int:
         self._access()
@@ -214,6 +215,10 @@ class Cpu:
 
     def _on_syscall(self, _uc: Uc, _data: Any) -> None:
         if self._exceptions is not None and not self._exceptions.syscall(self.vmcb):
+            self._shutdown(_INVALID_OPCODE, self.uc.reg_read(x86.UC_X86_REG_RIP))
+
+    def _on_sysenter(self, _uc: Uc, _data: Any) -> None:
+        if self._exceptions is not None and not self._exceptions.undefined(self.vmcb):
             self._shutdown(_INVALID_OPCODE, self.uc.reg_read(x86.UC_X86_REG_RIP))
 
     def _at_door(self) -> None:

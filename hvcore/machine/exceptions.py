@@ -17,7 +17,7 @@ _ALL_ONES = (1 << 64) - 1
 _CS, _SS = Env.SEGS + 24, Env.SEGS + 48
 _FLAT_CODE, _FLAT_STACK = 0x00A09B00, 0x00C09300
 _SYSCALL = 2
-"""Bytes of SYSCALL, which the emulator adds to RIP after its hook."""
+"""Bytes of SYSCALL and of SYSENTER, which the emulator adds to RIP after its hook."""
 
 
 class Exceptions:
@@ -46,9 +46,7 @@ class Exceptions:
         """
         q, d, where = self._q, self._d, self.state.where
         if not q[where.efer // 8] & EFER_SCE:
-            taken = self._deliver(_INVALID_OPCODE, None, False, vmcb)
-            q[Env.EIP // 8] = q[Env.EIP // 8] - _SYSCALL & _ALL_ONES
-            return taken
+            return self.undefined(vmcb)
         flags = self.state.rflags()
         q[1], q[11] = q[Env.EIP // 8] + _SYSCALL & _ALL_ONES, flags & ~_RF
         q[Env.EFLAGS // 8] = q[Env.EFLAGS // 8] & ~(q[where.fmask // 8] | _RF) & _ALL_ONES | 2
@@ -61,6 +59,13 @@ class Exceptions:
         self._enter(0)
         q[Env.EIP // 8] = q[target // 8] - _SYSCALL & _ALL_ONES
         return True
+
+    def undefined(self, vmcb: int) -> bool:
+        """The same instruction, or a SYSENTER, as a #UD: what SYSENTER is in long mode (volume 3); RIP and the answer as for `syscall`."""
+        q = self._q
+        taken = self._deliver(_INVALID_OPCODE, None, False, vmcb)
+        q[Env.EIP // 8] = q[Env.EIP // 8] - _SYSCALL & _ALL_ONES
+        return taken
 
     @property
     def without_io(self) -> bool:

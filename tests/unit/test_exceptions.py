@@ -290,6 +290,17 @@ def test_a_step_over_an_instruction_that_the_core_carries_out_traps_behind_it(na
     assert (rip - CODE - begin, bool(dr6 & 1 << 14)) == (len(bytes.fromhex(code)), True)
 
 
+def test_sysenter_is_an_invalid_opcode_as_amd_has_it_in_long_mode():
+    """Its handler finds RIP at the instruction."""
+    told = TOLD.to_bytes(4, "little").hex()
+    elf = guest(mov_rsp(0x101F000) + "0f34 90 f4", handler=f"58 48890425{told} faf4")
+    with Machine.load("q35-2g") as machine:
+        run = machine.boot(Config(), guest=elf, limit=20)
+        assert "halted for good" in run.why
+        rip, = struct.unpack("<Q", machine.pc.memory.read(TOLD, 8))
+    assert rip - CODE == elf.segments[0].data.index(bytes.fromhex("0f3490f4"))
+
+
 def test_a_stack_in_the_core_gets_no_frame():
     with Machine.load("q35-2g") as machine:
         base = machine.boot(Config()).vmm.base
