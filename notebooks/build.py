@@ -124,7 +124,7 @@ def lesson(path: Path, lang: str) -> Path:
 def execute(node: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
     """Runs every cell in `folder` and makes the outputs fit to be kept.  Raises CellExecutionError where a cell fails."""
     client = NotebookClient(node, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
-                            record_timing=False, store_widget_state=False)
+                            record_timing=False, store_widget_state=False, coalesce_streams=True)
     done = client.execute()
     done.metadata = nbformat.from_dict(KERNEL)
     for cell in done.cells:

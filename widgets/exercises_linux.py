@@ -97,7 +97,7 @@ def _tracks(answer: Any, m: Machine) -> Finding:
     if (wrong := _asks_linux(answer, m)) is not None:
         return wrong
     with _copy(m) as (copy, run):
-        since, before = copy.pc.clock.now, len(run.faults)
+        since, before, was = copy.pc.clock.now, len(run.faults), [unit.gsts for unit in run.units]
         try:
             _typed(run, answer)
         except HvlabError as e:
@@ -108,6 +108,8 @@ def _tracks(answer: Any, m: Machine) -> Finding:
             return found("blocked", at=blocked.iova, reason=blocked.reason) if blocked else found("not taken")
         if not all(unit.translating for unit in run.units):
             return found("left open")
+        if (now := [unit.gsts for unit in run.units]) != was:
+            return found("left changed", was=was[0], now=now[0])
         return found("recorded") if len(run.faults) > before else found(RIGHT)
 
 

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -127,6 +128,8 @@ def test_what_is_committed_is_its_source_executed_and_plain(path, lang):
     assert [cell.execution_count for cell in code(kept)] == list(range(1, len(code(kept)) + 1))
     outputs = [o for cell in code(kept) for o in cell.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
+    parts = [pair for cell in code(kept) for pair in pairwise(cell.outputs)]
+    assert not [one.text for one, other in parts if one.output_type == other.output_type == "stream" and one.name == other.name]
     kinds = {kind for o in outputs if "data" in o for kind in o.data}
     assert kinds <= {"text/plain", "text/html", "image/png"}
     assert all(o.metadata["image/png"]["alt"] == o.data["text/plain"] for o in outputs if "data" in o and "image/png" in o.data)

@@ -60,7 +60,7 @@ def test_a_check_leaves_the_students_machine_as_it_is(linux):
 
 def test_tracks_are_covered_when_translation_is_on_again_and_nothing_recorded(linux):
     answers = {(OFF, FETCH, ON): RIGHT, (OFF, FETCH): "left open", (FETCH,): "blocked", (OFF, ON): "not taken",
-               (OFF, FETCH, ON, FETCH): "recorded"}
+               (OFF, FETCH, ON, FETCH): "recorded", (OFF, FETCH, "devmem 0xfed90018 32 0xffffffff"): "left changed"}
     assert {answer: key("11-tracks", list(answer), linux) for answer in answers} == answers
 
 
