@@ -32,6 +32,7 @@ from tests.fuzz.anycode import piece
 MODES = {16: UC_MODE_16, 32: UC_MODE_32, 64: UC_MODE_64}
 OPCODES = ("a3", "ab", "b3", "bb")
 LOCKED_BIT = re.compile(rb"\xf0[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf0\xf2\xf3]*\x0f[\xa3\xab\xb3\xba\xbb][\xc0-\xff]")
+RANDOM = re.compile(rb"\x0f\xc7[\xf0-\xff]")
 AT, DATA, END = 0x1010, 0x8000, 0x20000
 NAMES = ("AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI", "IP")
 
@@ -169,7 +170,7 @@ def test_nothing_else_is_changed() -> None:
     """The same code with it and without: registers, flags, memory and exceptions are the same."""
     untranslatable._undo()
     r, told = Random(7), []
-    codes = [code for code in (piece(r) for _ in range(150)) if not LOCKED_BIT.search(code)]
+    codes = [code for code in (piece(r) for _ in range(150)) if not LOCKED_BIT.search(code) and not RANDOM.search(code)]
     for _ in range(2):
         told.append([execute(code.hex(), bits, count=12) for code in codes for bits in MODES])
         assert untranslatable.mend()
@@ -418,6 +419,7 @@ def test_in_the_host_it_is_a_crash() -> None:
         memory.close()
 
 
+@pytest.mark.skipif(not cpu_module._DROPS_CODE, reason="this version of the emulator cannot")
 def test_a_guest_that_rewrites_its_code_for_ever_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for translated code is bounded, and running out of it changes nothing: 18 MB of it in 1 MiB."""
     place = CODE + 0x100000
