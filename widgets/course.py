@@ -9,6 +9,7 @@ Nothing of it needs an answer: a notebook that runs by itself says "no predictio
 """
 
 import html
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,12 +54,13 @@ _WORDS = {
     "resting": ("Not run: there is no Linux yet, see the first cell.",
                 "実行していません。Linux がまだありません（最初のセルを見てください）。"),
 }
+_CODE = re.compile("`([^`]+)`")
 _GREEN, _ORANGE, _GREY = "#009E73", "#D55E00", "#777777"
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A short message: a sign that does not need its colour, a heading, and lines below it."""
+    """A short message: a sign that does not need its colour, a heading, and lines below it; what is between `backquotes` is code."""
 
     sign: str
     colour: str
@@ -69,9 +71,9 @@ class Card:
         return "\n".join([f"{self.sign} {self.heading}", *(f"  {line}" for line in self.lines)])
 
     def _repr_html_(self) -> str:
-        lines = "".join(f"<div>{html.escape(line)}</div>" for line in self.lines)
+        lines = "".join(f"<div>{_marked(line)}</div>" for line in self.lines)
         return (f'<div role="status" style="border-left:5px solid {self.colour};padding:4px 12px;margin:4px 0;'
-                f'color:var(--jp-ui-font-color1,#222)"><strong>{html.escape(self.sign)} {html.escape(self.heading)}</strong>{lines}</div>')
+                f'color:var(--jp-ui-font-color1,#222)"><strong>{html.escape(self.sign)} {_marked(self.heading)}</strong>{lines}</div>')
 
 
 class Predict(anywidget.AnyWidget):
@@ -195,6 +197,10 @@ class Course:
         counts = ((solved, len(self._solved), "solved"), (right, len(self._predictions), "predicted"))
         lines = [f"{n} / {of} {_word(what, self.lang)}" for n, of, what in counts]
         return Card("✓" if done else "…", _GREEN if done else _GREY, lines[0], (lines[1],))
+
+
+def _marked(words: str) -> str:
+    return _CODE.sub(r"<code>\1</code>", html.escape(words))
 
 
 def _known(lang: str) -> str:

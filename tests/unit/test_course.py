@@ -470,3 +470,4 @@ def test_progress_counts_what_was_solved_and_predicted(q35):
 
 def test_a_card_shows_text_as_text():
     assert "&lt;b&gt;" in Card("✓", "#000", "right", ("<b>",))._repr_html_()
+    assert "type <code>a &lt; b</code> or a`" in Card("✓", "#000", "type `a < b` or a`")._repr_html_()
