@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from . import outcome, stepping
 from .engine import Abandoned, Engine
 from .errors import Unreadable
-from .guestimage import PROMPT, command_line, is_linux
+from .guestimage import INIT, PROMPT, command_line, has_init, is_linux
 from .inspect.steps import ExitStep
 from .machine.cpu import Stop, StopKind
 from .machine.journal import PHASE_NS
@@ -96,10 +96,15 @@ class Booting:
                 self.phase, self._worked, self._since = None, 0.0, self.engine.clock()
                 self._boot(self.run.config, self.guest)
             if self.pc.reset_requested:
-                self.ended = outcome.Ending("guest-crash", "the guest reset the machine before it waited for input")
+                self.ended = outcome.Ending("guest-crash", self._reset_early())
             self.up = self.ended is None
         finally:
             self.phase, self._worked, self._since = None, self._seconds(), None
+
+    def _reset_early(self) -> str:
+        """Why a guest that never waited for input has reset the machine."""
+        what = "the guest reset the machine before it waited for input"
+        return f"{outcome.death_words(self._console())}; {what}" if self._panicked else what
 
     def _seconds(self) -> float:
         """Seconds of work since power-on."""
@@ -213,8 +218,12 @@ class Booting:
             return
         elif not self.late:
             self.ended = outcome.Ending("guest-crash", f"the kernel waits for an interrupt that will not come{outcome.said_last(said)}")
-        else:
+        elif not self._foreign(outcome.began_init(said)):
             self.ended = outcome.Ending("guest-crash", f"no shell within {BOOT_LIMIT} s of virtual time{outcome.said_last(said)}")
+
+    def _foreign(self, init: str | None) -> bool:
+        """Whether the first process that a Linux began, None for none, is another one than hvlab's, whose end nothing tells."""
+        return init is not None and (init != INIT or not has_init(self.guest))
 
     def save(self) -> dict[str, Any]:
         """What is kept of it, but for the machine, the run and the guest: for `take` of another, or of itself later."""
@@ -292,6 +301,11 @@ class Booting:
     def linux(self) -> bool:
         """Whether the guest is a Linux."""
         return is_linux(self.guest)
+
+    @property
+    def has_shell(self) -> bool:
+        """Whether the guest has said that a shell is ready: hvlab's init does, another one does not."""
+        return outcome.is_ready(self._console())
 
     @property
     def progress(self) -> Progress:

@@ -25,7 +25,8 @@ TICK = 0.05
 SETTLE = 0.5
 """Seconds that a machine with two guests gets to see that the one that was stepped has died: the other may compute for ever."""
 SEND_LIMIT = 60.0
-"""Seconds of virtual time after which a Linux that was typed to comes to rest, whatever it does: its timers never end."""
+"""Seconds of virtual time after which a Linux that was typed to comes to rest, whatever it does: its timers never end.  One whose shell
+hvlab does not know gets as much whenever it goes on."""
 
 
 class Control:
@@ -97,8 +98,9 @@ class Control:
         """Goes on from a stop, as long as it takes or for at most `seconds` of wall time, after which the machine is stopped again."""
         self.booting.awaited = None
         if self.booting.up:
+            endless = self.booting.linux and not self.booting.has_shell
             with self.engine.held():
-                self._pc.rest.allow(None)
+                self._pc.rest.allow(round(SEND_LIMIT * SECOND) if endless else None)
         self._let_go()
         self._drive(watch, stop_after=seconds)
         return self.current

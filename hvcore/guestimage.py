@@ -18,8 +18,8 @@ from .vmm.guest import line_bytes
 if TYPE_CHECKING:
     from .linux import LinuxImage
 
-__all__ = ["PROMPT", "Contents", "check_words", "choose_guest", "command_line", "contents", "guest_name", "is_linux", "lab_guest",
-           "linux_guest", "refuse_linux"]
+__all__ = ["INIT", "PROMPT", "Contents", "check_words", "choose_guest", "command_line", "contents", "guest_name", "has_init", "is_linux",
+           "lab_guest", "linux_guest", "refuse_linux"]
 
 COMMAND_LINE = "console=ttyS0,115200"
 LINUX_COMMAND_LINE = "earlyprintk=serial,ttyS0,115200 mitigations=off tsc_early_khz=2000000 rdinit=/init"
@@ -28,6 +28,8 @@ RAM_PER_RECORDS, GIB = 64, 1 << 30
 """A kernel keeps a record of 64 bytes for each page of 4 KiB of RAM: a 64th."""
 PROMPT = b"lab# "
 """What the shell of hvlab's initramfs prints when it takes a command."""
+INIT = "/init"
+"""The first process of hvlab's initramfs."""
 
 
 def lab_guest() -> Elf:
@@ -161,6 +163,11 @@ def contents(linux: Kernel) -> Contents:
     release = _text(banner[1]) if banner else "of unknown version"
     package = _text(told[2] or b"") if told and _text(told[1]) == release else ""
     return Contents(release, package, _text(told[3]) if told else "")
+
+
+def has_init(guest: Elf | Kernel | None) -> bool:
+    """Whether a guest's initramfs is hvlab's, whose init says when its shell is ready."""
+    return isinstance(guest, Kernel) and _CONTENTS.search(guest.initrd) is not None
 
 
 def guest_name(guest: Elf | Kernel) -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from .machine.cpu import Stop, StopKind
 
-__all__ = ["OUTCOMES", "Ending", "death_words", "is_ready", "of_console", "of_foreign_text", "of_guests", "of_linux", "of_stop", "panic_in",
-           "said_last"]
+__all__ = ["OUTCOMES", "Ending", "began_init", "death_words", "is_ready", "of_console", "of_foreign_text", "of_guests", "of_linux",
+           "of_stop", "panic_in", "said_last"]
 
 OUTCOMES = {
     "up": "the guest runs and its disk answers",
@@ -32,7 +32,10 @@ _WORKS = re.compile(_STAMP + r"(nvme nvme\d+: \d+/\d+/\d+ default/read/poll queu
 _READ = re.compile(r"^lab: nvme\S+: md5 of ", re.MULTILINE)
 _UNREAD = re.compile(r"^lab: (?:nvme.* cannot be read|an NVMe controller has not settled.*)", re.MULTILINE)
 _PANIC = re.compile(_STAMP + r"(Kernel panic - not syncing: .*)", re.MULTILINE)
-_BEFORE_PANIC = re.compile(_STAMP + r"((?:BUG|Oops): .*)", re.MULTILINE)
+_BEFORE_PANIC = re.compile(_STAMP + r"((?:BUG|Oops|Initramfs unpacking failed): .*)", re.MULTILINE)
+_INIT = re.compile(_STAMP + r"Run (\S+) as init process", re.MULTILINE)
+_CONTROLLER = re.compile(_STAMP + r"pci [\w:.]+: \[\w+:\w+\] type 00 class 0x010802", re.MULTILINE)
+"""A kernel that finds an NVMe controller on PCI; its driver has not seen it yet."""
 
 @dataclass(frozen=True)
 class Ending:
@@ -45,6 +48,12 @@ class Ending:
 def is_ready(text: str) -> bool:
     """Whether the guest says in `text` that its monitor is ready."""
     return bool(_READY.search(text))
+
+
+def began_init(text: str) -> str | None:
+    """The path of the first process that a Linux says it began; None where it has not come so far, or does not say."""
+    found = _INIT.search(text)
+    return found[2] if found else None
 
 
 def of_stop(stop: Stop) -> Ending:
@@ -92,9 +101,11 @@ def of_linux(text: str, first_fault: str | None) -> Ending:
     """A Linux at rest: what its kernel and its init printed, in `text` with lines that end in a line feed.
 
     The disk is lost where the kernel's newest word on it is a failure, by the times in front of its lines: a driver may be bound again,
-    and `dmesg` repeats what was.  `first_fault` describes the first fault a unit recorded, if any did.
+    and `dmesg` repeats what was.  `first_fault` describes the first fault a unit recorded, if any did.  A Linux whose first
+    process is not hvlab's tells nothing of its shell, and of its disk what its kernel says.
     """
-    if not is_ready(text):
+    ready = is_ready(text)
+    if not ready and began_init(text) is None:
         return Ending("guest-crash", f"there is no shell{said_last(text)}")
     failures = [(float(m[1]), m[2].strip()) for m in _FAILED.finditer(text)]
     works = {float(m[1]) for m in _WORKS.finditer(text)}
@@ -105,13 +116,18 @@ def of_linux(text: str, first_fault: str | None) -> Ending:
     if lost:
         said = f"the guest says: {'; '.join(dict.fromkeys(lost))}"
         return Ending("disk-lost", f"{first_fault}; {said}" if first_fault else said)
+    runs = "the guest's shell is ready" if ready else f"the guest runs {began_init(text)}, an init that is not hvlab's"
     if failures and works:
-        return Ending("up", "the guest's shell is ready; its disk was lost and has come back")
+        return Ending("up", f"{runs}; its disk was lost and has come back")
     if _READ.search(text):
-        return Ending("up", "the guest's shell is ready and its disk was read")
+        return Ending("up", f"{runs} and its disk was read")
+    if works and not ready:
+        return Ending("up", f"{runs}; its driver has its NVMe controller at work")
     if "nvme nvme" in text:
         return Ending("disk-lost", "the kernel found an NVMe controller, and no disk that could be read came of it")
-    return Ending("up", "the guest's shell is ready; its kernel found no NVMe controller")
+    if _CONTROLLER.search(text):
+        return Ending("up", f"{runs}; its kernel has no driver for the NVMe controller")
+    return Ending("up", f"{runs}; its kernel found no NVMe controller")
 
 
 def panic_in(line: str) -> bool:

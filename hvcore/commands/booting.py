@@ -78,7 +78,7 @@ def _use(machine: "Machine", run: "Run", options: argparse.Namespace) -> None:
             answer = _answer(machine, run, line)
             run = machine.run or run
             if not options.json:
-                print(f"{'lab#' if machine.linux else 'lab>'} {line}\n{answer}")
+                print(_shown(answer if _foreign(machine) else f"{'lab#' if machine.linux else 'lab>'} {line}\n{answer}"))
         try:
             _save(machine, options.save)
         finally:
@@ -96,6 +96,8 @@ def _answer(machine: "Machine", run: "Run", line: str) -> str:
     if not machine.linux:
         return run.guest.command(line)
     try:
+        if _foreign(machine):
+            return machine.send(line + "\n", watch=watch(machine)).replace("\r", "")
         return str(machine.shell(line, watch=watch(machine)))
     except HvlabError as e:
         end_progress()
@@ -104,6 +106,16 @@ def _answer(machine: "Machine", run: "Run", line: str) -> str:
         return e.output if isinstance(e, Overdue) else ""
     finally:
         end_progress()
+
+
+def _foreign(machine: "Machine") -> bool:
+    """Whether the guest is a Linux with an init that is not hvlab's: what is typed is echoed, and no prompt is known."""
+    return machine.linux and not machine.booting.has_shell
+
+
+def _shown(text: str) -> str:
+    """What a guest has printed: nothing that a terminal would act upon."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def _must_take_a_file(path: Path | None) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -198,11 +199,28 @@ def test_a_kernel_that_finds_no_init_panics_and_one_without_a_shell_is_given_up(
     with Machine.load("q35-2g") as m:
         run = m.boot(Config(VTD_TRANS=False), guest="linux", command_line="rdinit=/nosuch", limit=600)
         assert run.outcome == "guest-crash" and run.why.startswith("Kernel panic - not syncing: ")
-        run = m.boot(Config(VTD_TRANS=False), guest="linux", command_line="rdinit=/bin/sleep -- 10000", limit=600)
+        run = m.boot(Config(VTD_TRANS=False), guest="linux", command_line="rdinit=/nosuch panic=-1", limit=600)
         assert run.outcome == "guest-crash"
-        assert run.why.startswith("no shell within 600 s of virtual time; its console ends with: [")
+        assert re.fullmatch("Kernel panic - not syncing: .*; the guest reset the machine before it waited for input", run.why)
+        run = m.boot(Config(VTD_TRANS=False), guest="linux", command_line="quiet rdinit=/bin/sleep -- 10000", limit=600)
+        assert run.outcome == "guest-crash" and run.why.startswith("no shell within 600 s of virtual time")
         run = m.boot(Config(VTD_TRANS=False), guest="linux", limit=0.7)
         assert run.outcome == "guest-crash" and run.why.startswith("still running after 0.7 s of wall time")
+
+
+def test_a_shell_that_is_not_hvlabs_is_typed_to(linux_cache: dict[str, str], tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Machine.load("q35-2g") as m:
+        run = m.boot(Config(VTD_TRANS=False), guest="linux", command_line="rdinit=/bin/sh", limit=600)
+        assert run.outcome == "up" and run.why.startswith("the guest runs /bin/sh, an init that is not hvlab's; ")
+        with pytest.raises(HvlabError, match=r"the guest's init is not hvlab's, .*: send\(\) types on its console"):
+            m.shell("ls")
+        assert "\n42\r\n" in m.send("echo $((6 * 7))\n")
+        before = virtual(m)
+        assert m.resume() is run and virtual(m) - before == pytest.approx(60, abs=1)
+        m.save(tmp_path / "sh.snap")
+    assert main(["resume", str(tmp_path / "sh.snap"), "--command", "echo $((6 * 8)) $PPID"]) == 0
+    shown = capsys.readouterr()
+    assert "\n48 0\n" in shown.out and "\x1b" not in shown.out and "lab# " not in shown.out and not shown.err
 
 
 def test_the_command_line_boots_it(linux_cache: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ FOUND = "[    0.5] nvme nvme0: pci function 0000:00:02.0\n"
 TIMED_OUT = "[   62.6] nvme nvme0: I/O 28 QID 0 timeout, disable controller\n[   62.7] nvme nvme0: Identify Controller failed (-4)\n"
 REMOVED = "[   62.8] nvme nvme0: Removing after probe failure status: -5\n"
 QUEUES = "[    0.6] nvme nvme0: 1/0/0 default/read/poll queues\n"
+INIT = "[    0.4] Run /init as init process\n"
 SUMS = "lab: block devices: nvme0n1 (67108864 bytes)\nlab: nvme0n1: md5 of 1048576 bytes at 0: e155fc4fdb390226559f156347af4a7b\n"
 READY = "lab: ready (Linux 6.1.0)\nlab# "
 BIND = "echo 0000:00:02.0 >/sys/bus/pci/drivers/nvme/bind\n"
@@ -28,6 +29,13 @@ FAULT = "00:02.0's DMA read at 0x101e63000 was blocked (PTE Read access is not s
     ("[    0.1] Linux version 6.1\n", None, "guest-crash", "there is no shell; its console ends with: [    0.1] Linux version 6.1"),
     (FOUND + QUEUES + SUMS + READY, None, "up", "the guest's shell is ready and its disk was read"),
     ("lab: block devices: none\n" + READY, None, "up", "the guest's shell is ready; its kernel found no NVMe controller"),
+    ("[    0.2] pci 0000:00:02.0: [1b36:0010] type 00 class 0x010802 PCIe Endpoint\n" + READY, None, "up",
+     "the guest's shell is ready; its kernel has no driver for the NVMe controller"),
+    (INIT + FOUND + QUEUES + "(initramfs) ", None, "up",
+     "the guest runs /init, an init that is not hvlab's; its driver has its NVMe controller at work"),
+    (INIT + FOUND + TIMED_OUT, FAULT, "disk-lost", f"{FAULT}; the guest says: nvme nvme0: I/O 28 QID 0 timeout, disable controller; "
+     "nvme nvme0: Identify Controller failed (-4)"),
+    (INIT, None, "up", "the guest runs /init, an init that is not hvlab's; its kernel found no NVMe controller"),
     (FOUND + TIMED_OUT + REMOVED + READY, FAULT, "disk-lost",
      f"{FAULT}; the guest says: nvme nvme0: I/O 28 QID 0 timeout, disable controller; nvme nvme0: Identify Controller failed (-4); "
      "nvme nvme0: Removing after probe failure status: -5"),
@@ -62,6 +70,8 @@ def test_the_words_of_a_panic() -> None:
     end = "[    1.2] ---[ end Kernel panic - not syncing: Fatal exception ]---\n"
     assert outcome.death_words(oops + panic + end) == ("BUG: kernel NULL pointer dereference, address: 0000000000000020; "
                                                        "Kernel panic - not syncing: Fatal exception")
+    assert outcome.death_words("[    0.9] Initramfs unpacking failed: invalid magic at start of compressed archive\n" + panic) == (
+        "Initramfs unpacking failed: invalid magic at start of compressed archive; Kernel panic - not syncing: Fatal exception")
     assert outcome.death_words(panic + end + oops) == "Kernel panic - not syncing: Fatal exception"
     assert outcome.panic_in(panic) and outcome.panic_in("lab# " + panic) and not outcome.panic_in(oops) and not outcome.panic_in(end)
     assert not outcome.panic_in("lab# echo 'Kernel panic - not syncing: no'\n") and not outcome.panic_in("Kernel panic - not syncing: no\n")

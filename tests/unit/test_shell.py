@@ -31,7 +31,7 @@ class Guest:
         self.rest = Rest(Clock(), lambda: None)
         self.rest.prompt = b"lab# "
         self.rest.sent(b"lab# ")
-        self.booting = SimpleNamespace(pc=SimpleNamespace(rest=self.rest), ended=None, linux=True, boots=1)
+        self.booting = SimpleNamespace(pc=SimpleNamespace(rest=self.rest), ended=None, linux=True, has_shell=True, boots=1)
         self.engine = SimpleNamespace(stopped=False, busy=False)
         self.state, self.typed, self.limits = "waiting", [""], [0.0]
         self.status = 0
@@ -114,7 +114,8 @@ def test_a_command_that_was_cut_off_tells_the_end_of_what_it_printed() -> None:
 @pytest.mark.parametrize(("change", "why"), [
     ({"state": "running"}, "the machine is running"), ({"state": "off"}, "boot a Linux first"),
     ({"linux": False}, "has no shell: type to its monitor"), ({"ended": Ending("guest-crash", "it died")}, "no shell any more: it died"),
-    ({"busy": True}, "the machine is stopped: resume"), ({"busy": False}, "in the middle of a command")])
+    ({"busy": True}, "the machine is stopped: resume"), ({"busy": False}, "in the middle of a command: send"),
+    ({"has_shell": False, "busy": False}, "init is not hvlab's")])
 def test_why_no_command_is_taken(change: dict[str, Any], why: str) -> None:
     guest = Guest(lambda _line: b"")
     for name, value in change.items():
