@@ -116,7 +116,7 @@ class Verdict(ipw.VBox):
         return "".join(str(part.value) for part in parts)
 
 
-_ONE_LINE = "display:block;white-space:pre;overflow:hidden;text-overflow:ellipsis"
+_ONE_LINE = "display:block;width:0;min-width:100%;white-space:pre;overflow:hidden;text-overflow:ellipsis"
 _LONGEST = 300
 """Characters of a console's line that are shown."""
 

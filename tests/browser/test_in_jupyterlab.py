@@ -51,6 +51,11 @@ FOCUSED = """() => {
 }"""
 
 
+AT_END = """([log, width]) => log.scrollHeight > log.clientHeight + 100 && (width > 1000) === (log.clientWidth > 400)
+    && log.scrollHeight - log.scrollTop - log.clientHeight < 24"""
+"""Whether a long log that is as wide as the page lets it be shows its end."""
+
+
 class Bench:
     """A workbench in the notebook, by the names that a person reads."""
 
@@ -154,6 +159,13 @@ def test_the_guest_answers_and_an_address_is_looked_up(page, bench, screenshots)
     expect(bench.field).to_have_value("")
     bench.field.press("ArrowUp")
     expect(bench.field).to_have_value("peek 0x100000 4")
+    for width in (700, 1400):
+        page.set_viewport_size({"width": width, "height": 1100})
+        page.wait_for_function(AT_END, arg=[bench.log.element_handle(), width])
+    bench.log.evaluate("log => log.scrollTop = 0")
+    bench.type("cpuid 0")
+    expect(bench.log).to_contain_text("lab> cpuid 0")
+    page.wait_for_function(AT_END, arg=[bench.log.element_handle(), 1400])
     address = bench.lens.get_by_role("textbox", name="Address")
     address.fill("0x77c09000")
     address.press("Enter")

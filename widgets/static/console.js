@@ -11,7 +11,7 @@ function render({ model, el }) {
   const send = document.createElement("button");
   const keys = document.createElement("span");
   const history = [];
-  let place = 0, whole = "";
+  let place = 0, whole = "", follows = true; // whether its end is looked at, and stays in sight
 
   el.classList.add("hvlab-console");
   log.setAttribute("role", "log");
@@ -29,18 +29,21 @@ function render({ model, el }) {
   // Whole lines are blocks that stay as they are: what comes is added, so that a long log costs no more than its news.
   function show() {
     const text = model.get("text"), end = text.lastIndexOf("\n") + 1;
-    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 24;
-    const follows = text.startsWith(whole), news = follows ? text.slice(whole.length, end) : text.slice(0, end);
-    log.setAttribute("aria-live", !follows || news.length > MUCH ? "off" : "polite");
-    if (!follows) log.replaceChildren(line);
+    const grows = text.startsWith(whole), news = grows ? text.slice(whole.length, end) : text.slice(0, end);
+    log.setAttribute("aria-live", !grows || news.length > MUCH ? "off" : "polite");
+    if (!grows) log.replaceChildren(line);
     if (news) {
       const lines = document.createElement("div");
       lines.textContent = news;
       line.before(lines);
       whole = text.slice(0, end);
-    } else if (!follows) whole = "";
+    } else if (!grows) whole = "";
     if (line.textContent !== text.slice(end)) line.textContent = text.slice(end);
-    if (atEnd) log.scrollTop = log.scrollHeight;
+    toEnd();
+  }
+
+  function toEnd() {
+    if (follows) log.scrollTop = log.scrollHeight;
   }
 
   function describe() {
@@ -81,6 +84,8 @@ function render({ model, el }) {
     place = history.length;
     model.send({ kind: "command", line: said });
     input.value = "";
+    follows = true;
+    toEnd();
   });
   input.addEventListener("keydown", (event) => {
     event.stopPropagation(); // the notebook's own shortcuts stay out of the console
@@ -94,12 +99,19 @@ function render({ model, el }) {
     event.preventDefault();
   });
 
+  log.addEventListener("scroll", () => { follows = log.scrollHeight - log.scrollTop - log.clientHeight < 24; });
+  const resized = new ResizeObserver(toEnd); // lines break elsewhere then
+  resized.observe(log);
   model.on("change:text", show);
   model.on("change:label change:hint change:takes_input change:shell_keys", describe);
   describe();
   show();
-  requestAnimationFrame(() => { log.scrollTop = log.scrollHeight; });
-  return () => { model.off("change:text", show); model.off("change:label change:hint change:takes_input change:shell_keys", describe); };
+  requestAnimationFrame(toEnd);
+  return () => {
+    resized.disconnect();
+    model.off("change:text", show);
+    model.off("change:label change:hint change:takes_input change:shell_keys", describe);
+  };
 }
 
 export default { render };
