@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
+from accessible import amiss
 from labserver import Lab, with_cell
 
 pytestmark = pytest.mark.needs("chromium")
@@ -22,7 +22,6 @@ selection = Selection()
 for view in (E820View, GraphView, PermissionsView, TimelineView):
     display(view(run, selection))
 """
-RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
 
 
 @pytest.fixture
@@ -77,8 +76,7 @@ def test_accessible_in_both_themes_and_in_a_narrow_window(page: Page, panel: Loc
     if screenshots:
         page.screenshot(path=screenshots / f"run-views-{theme.lower()}.png")
     page.set_viewport_size({"width": 600, "height": 1100})
-    found = Axe().run(page, context=".hvlab-picture", options=RULES)
-    assert found.violations_count == 0, found.generate_report()
+    assert not amiss(page, ".hvlab-picture")
     frame = panel.locator(".hvlab-picture .hv-frame").nth(1)
     assert frame.evaluate("e => e.scrollWidth > e.clientWidth")
     assert frame.locator("svg").bounding_box()["width"] == 864
