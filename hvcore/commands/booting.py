@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import sys
+import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,8 +129,14 @@ def _must_take_a_file(path: Path | None) -> None:
         raise HvlabError(f"{path} cannot be written (it is there, and no file): name a file")
     if not os.path.isdir(folder):
         raise HvlabError(f"{path} cannot be written (there is no folder {folder}): make it first")
-    if not os.access(folder, os.W_OK):
-        raise HvlabError(f"{path} cannot be written (it is not allowed in {folder}): name a file in another folder")
+    try:
+        with suppress(FileNotFoundError):
+            os.lstat(path)
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+            pass
+    except (OSError, ValueError) as e:
+        why = e.strerror if isinstance(e, OSError) else e
+        raise HvlabError(f"{path} cannot be written ({why}): name a file in a folder that you may write to") from e
 
 
 # --- what a file says of itself

@@ -193,7 +193,7 @@ def _all() -> dict[Path, Entry | str]:
     except FileNotFoundError:
         return {}
     except OSError as e:
-        raise BadMachine(f"the cache {place} cannot be read: {e.strerror or e}") from e
+        raise BadMachine(f"the cache {place} cannot be read ({e.strerror or e}): name another folder in HVLAB_CACHE") from e
 
 
 def _entry(path: Path) -> Entry | str:

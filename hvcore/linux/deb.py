@@ -88,6 +88,8 @@ def _tar(path: Path, part: str) -> Iterator[tarfile.TarFile]:
 
 def _member(path: Path, prefix: str) -> tuple[str, bytes]:
     """Name and bytes of the member of an `ar` archive whose name begins with `prefix`."""
+    if path.exists() and not path.is_file():
+        raise BadMachine(f"{path} cannot be read: it is no file")
     with path.open("rb") as stream:
         if stream.read(len(_MAGIC)) != _MAGIC:
             raise BadMachine(f"{path} is no Debian package (.deb): give the files of linux-image-...-cloud-amd64 and busybox-static")

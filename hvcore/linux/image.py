@@ -72,7 +72,7 @@ def _file(path: Path, what: str) -> bytes:
     """A file's bytes.  Raises BadMachine for what is no plain file, too: a device or a pipe might never end."""
     try:
         if path.exists() and not path.is_file():
-            raise BadMachine(f"the {what} {path} is no file: name one")
+            raise BadMachine(f"the {what} {path} cannot be read: it is no file")
         if path.stat().st_size > _LARGEST:
             raise BadMachine(f"the {what} {path} is larger than {_LARGEST >> 30} GiB")
         return path.read_bytes()

@@ -45,7 +45,7 @@ def save(machine: "Machine", path: str | os.PathLike[str], progress: Progress | 
     The machine stands still meanwhile, and may run, be stopped or wait.  `progress` is told in words how far it has come.  Raises
     HvlabError where the machine is in its boot, has none behind it, or where the file cannot be written.
     """
-    where = _path(path)
+    where = Path(os.path.realpath(_path(path)))
     tell = progress or _silent
     with machine.still(), Writer(where) as writer:
         booting = machine.booting
@@ -146,6 +146,8 @@ def _list(value: Any) -> list[Any]:
 def _opened(path: str | os.PathLike[str]) -> "Iterator[Reader]":
     """The file, open; whatever is wrong with it is told as BadSnapshot that names it."""
     where = _path(path)
+    if where.exists() and not where.is_file():
+        raise BadSnapshot(f"{where} cannot be read (it is no file)")
     try:
         with open(where, "rb") as file:
             yield Reader(file)

@@ -11,6 +11,8 @@ from .toml import load_toml
 
 __all__ = ["images_dir", "load", "shipped"]
 
+_SNAPSHOT = b"\x89HVLAB\r\n"
+
 
 def images_dir() -> Path:
     """The folder of guests and machines; it lies beside the package `hvcore`, in a checkout as in an installation."""
@@ -44,7 +46,20 @@ def load(what: str | Path) -> MachineDescription:
         raise BadMachine(f"{path}: a table alone is no machine: put it as DMAR.dat into a folder with a log that has the E820 lines")
     if is_archive(path):
         return load_archive(path)
+    if _is_snapshot(path):
+        raise BadMachine(f"{path} is a snapshot of a machine: `hvlab resume`, or Machine.restore, goes on from it")
     return load_log(path)
+
+
+def _is_snapshot(path: Path) -> bool:
+    """Whether a file begins as docs/snapshots.md says."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SNAPSHOT)) == _SNAPSHOT
+    except OSError:
+        return False
 
 
 def _shipped(name: str) -> Path:

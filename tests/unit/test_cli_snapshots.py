@@ -73,7 +73,8 @@ def test_info_tells_what_it_is_and_nothing_that_a_terminal_acts_upon(capsys, sav
     assert status == 0
     told = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
     assert list(told) == ["machine", "state", "outcome", "virtual time", "guest", "options", "made by", "file", "memory in it"]
-    assert told["machine"] == "q35-2g" and told["guest"] == "lab" and told["state"] == "waiting" and "VTD_TRANS=y DISABLE_VTD=y" in told["options"]
+    assert told["machine"] == "q35-2g" and told["guest"] == "lab"
+    assert told["state"] == "waiting" and "VTD_TRANS=y DISABLE_VTD=y" in told["options"]
     (tmp_path / "x.snap").write_bytes(with_header(saved.read_bytes(), machine="\x1b[2Jx\ny\x9b"))
     status, out, _ = run(capsys, "snapshot", "info", tmp_path / "x.snap")
     assert status == 0 and out.startswith("machine       ?[2Jx?y?\n")
@@ -123,6 +124,22 @@ def test_what_is_no_snapshot_is_one_line(capsys, tmp_path, saved, monkeypatch, c
     assert not Path("r.html").exists() and not Path("d").exists()
 
 
+@pytest.mark.parametrize("command", [["resume"], ["snapshot", "info"], ["linux", "fetch", "--deb"], ["boot", "q35-2g", "--kernel"]])
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(capsys, tmp_path, command):
+    os.mkfifo(tmp_path / "pipe")
+    status, out, err = run(capsys, *command, tmp_path / "pipe")
+    assert (status, out, err.count("\n")) == (2, "", 1) and "cannot be read" in err and "it is no file" in err
+
+
+def test_what_a_link_leads_to_is_replaced(capsys, saved, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "a.snap").symlink_to("real/a.snap")
+    for _ in range(2):
+        assert run(capsys, "resume", saved, "--save", tmp_path / "a.snap")[0] == 0
+        assert (tmp_path / "a.snap").is_symlink() and [p.name for p in (tmp_path / "real").iterdir()] == ["a.snap"]
+    assert run(capsys, "resume", tmp_path / "a.snap")[0] == 0
+
+
 def test_a_disk_image_is_named_again(capsys, imaged, tmp_path):
     file, image = imaged
     other = tmp_path / "other.img"
@@ -137,16 +154,22 @@ def test_a_disk_image_is_named_again(capsys, imaged, tmp_path):
     assert (tmp_path / "d" / "tables.npz").exists()
 
 
+def test_a_snapshot_that_is_booted_is_told_what_to_do_with_it(capsys, saved):
+    for command in ("boot", "doctor"):
+        status, out, err = run(capsys, command, saved)
+        assert (status, out, err.count("\n")) == (2, "", 1) and "is a snapshot of a machine: `hvlab resume`" in err
+
+
 def test_an_image_for_a_disk_without_one(capsys, saved):
     status, out, err = run(capsys, "resume", saved, "--image", __file__)
     assert (status, out, err.count("\n")) == (2, "", 1) and "lies over no image: leave out --image" in err
 
 
-@pytest.mark.parametrize("place", [".", "/dev/null", "no/such/a.snap", "\0", "x" * 300])
-def test_where_nothing_can_be_saved_is_said_in_one_line(capsys, tmp_path, monkeypatch, place):
+@pytest.mark.parametrize("place", [".", "/dev/null", "no/such/a.snap", "\0", "x" * 300, "/proc/x"])
+def test_where_nothing_can_be_saved_is_said_in_one_line_before_anything_is_booted(capsys, tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
-    status, _, err = run(capsys, "boot", "q35-2g", "--save", place)
-    assert status == 2 and err.count("\n") == 1 and re.search("cannot be written|is no file", err)
+    status, out, err = run(capsys, "boot", "q35-2g", "--save", place)
+    assert (status, out, err.count("\n")) == (2, "", 1) and re.search("cannot be written|is no file", err)
     assert not list(tmp_path.iterdir()) and Path("/dev/null").is_char_device()
 
 
