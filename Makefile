@@ -64,8 +64,9 @@ voila: $(STAMP)
 	JUPYTER_PATH=$(CURDIR)/widgets $(BIN)/voila notebooks/workbench-app.ipynb --template=hvlab --no-browser --Voila.ip=$(ADDRESS) \
 		--MappingKernelManager.cull_idle_timeout=1800 --MappingKernelManager.cull_interval=60 $(VOILA)
 
+# With their bytecode kept the kernels and commands that tests start need not compile hvlab anew.
 test: $(STAMP) tools lint
-	$(BIN)/python -m pytest -n 2
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
