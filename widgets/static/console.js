@@ -99,6 +99,13 @@ function render({ model, el }) {
     event.preventDefault();
   });
 
+  log.addEventListener("keydown", (event) => {
+    if (event.key !== "Tab" && event.key !== "Escape") event.stopPropagation();
+    if (event.key !== "End") return;
+    event.preventDefault(); // a scroll that glides would come to where the end was
+    follows = true;
+    toEnd();
+  });
   log.addEventListener("scroll", () => { follows = log.scrollHeight - log.scrollTop - log.clientHeight < 24; });
   const resized = new ResizeObserver(toEnd); // lines break elsewhere then
   resized.observe(log);
