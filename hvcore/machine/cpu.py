@@ -1,7 +1,8 @@
-"""The processor: Unicorn on the machine's own memory, with AMD-V finished where the emulator stops short of it.
+"""The processor: Unicorn on the machine's own memory, finished where the emulator stops short: AMD-V, exceptions, interrupts, time.
 
-Nothing of the machine's state lives here but registers: memory is the machine's, MMIO and ports go to its bus.  Code that runs in host
-mode talks to its policy by OUT to the port DOOR; a guest's OUT to that port goes to the bus like any other.
+Nothing of the machine's state lives here but the processor's own: registers, its pin, what VMRUN injects.  Memory is the machine's, MMIO
+and ports go to its bus.  Code that runs in host mode talks to its policy by OUT to the port DOOR; a guest's OUT to that port goes to the
+bus like any other.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -79,7 +80,8 @@ class Stop:
 
 class Cpu:
     """One processor on `memory` and `bus`, living in the time of `clock`.  `on_door` is called when host code writes to DOOR, `on_io`,
-    where there is one, for an access of the guest to a port that its VMCB intercepts."""
+    where there is one, for an access of the guest to a port that its VMCB intercepts.  With `public_only` it keeps to the emulator's public
+    interface."""
 
     def __init__(self, memory: Memory, bus: Bus, clock: Clock, public_only: bool = False):
         self.memory, self.bus, self.clock = memory, bus, clock
