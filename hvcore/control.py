@@ -1,6 +1,5 @@
 """How a machine that works on its own thread is stopped, goes on, is stepped and typed to: from any other thread."""
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from .run import Run
 from .spec.linuxboot import Elf, Kernel
 from .vmm.config import Config
 
-__all__ = ["Control", "Watch"]
+__all__ = ["Control", "Watch", "check_virtual", "check_wall"]
 
 Watch = Callable[[str | None], None]
 """Called with each phase as it begins, and with None every 50 ms."""
@@ -27,6 +26,21 @@ SETTLE = 0.5
 SEND_LIMIT = 60.0
 """Seconds of virtual time after which a Linux that was typed to comes to rest, whatever it does: its timers never end.  One whose shell
 hvlab does not know gets as much whenever it goes on."""
+
+_LONGEST = 1e9
+"""Seconds of virtual time that can be asked for at once: 30 years."""
+
+
+def check_virtual(name: str, seconds: object) -> None:
+    """Raises HvlabError where `seconds` are none that a machine's clock could go on by."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= _LONGEST:
+        raise HvlabError(f"{name} a number of seconds of virtual time, {_LONGEST:.0e} at most, not {quoted(seconds)}")
+
+
+def check_wall(name: str, seconds: object) -> None:
+    """Raises HvlabError where `seconds` are none that somebody could wait; `math.inf` is for ever."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise HvlabError(f"{name} a number of seconds of wall time, or math.inf, not {quoted(seconds)}")
 
 
 class Control:
@@ -75,6 +89,7 @@ class Control:
     def boot(self, config: Config, guest: Elf | Kernel, progress: Callable[[str], None] | None, limit: float, watch: Watch | None,
              early: Early | None) -> Run:
         """Boots and waits until the machine is at rest."""
+        check_wall("limit is", limit)
         self.give_up()
         self._progress = progress or _silent
         self.booting.start(config, guest, early)
@@ -96,6 +111,8 @@ class Control:
 
     def resume(self, seconds: float | None = None, watch: Watch | None = None) -> Run:
         """Goes on from a stop, as long as it takes or for at most `seconds` of wall time, after which the machine is stopped again."""
+        if seconds is not None:
+            check_wall("resume takes", seconds)
         self.booting.awaited = None
         if self.booting.up:
             endless = self.booting.linux and not self.booting.has_shell
@@ -117,8 +134,8 @@ class Control:
 
     def wait(self, seconds: float, wall: float, watch: Watch | None) -> None:
         """Lets virtual time pass.  Raises HvlabError where no guest is at rest, or where the wall's time is over first."""
-        if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-            raise HvlabError(f"wait takes a number of seconds of virtual time, not {quoted(seconds)}")
+        check_virtual("wait takes", seconds)
+        check_wall("wall is", wall)
         self._must_have_guest(1)
         if self.state == "running" or not self.booting.up:
             raise HvlabError("the guest is at work: resume() it until it waits, or let it come to its end")
@@ -204,6 +221,7 @@ class Control:
 
     def key_in(self, text: str, guest: int = 1) -> None:
         """Input on the guest's console, which it takes when the machine goes on."""
+        _must_be_text(text)
         self._must_have_guest(guest)
         with self.engine.held():
             self.booting.seat(guest).type(text.encode("utf-8" if self.booting.linux else "latin-1", "replace"))
@@ -211,6 +229,8 @@ class Control:
     def send(self, text: str, guest: int, limit: float, watch: Watch | None) -> str:
         """Sends input to the guest's console and lets it run until it waits again; returns what it printed meanwhile."""
         booting = self.booting
+        check_wall("limit is", limit)
+        _must_be_text(text)
         self._must_have_guest(guest)
         booting.awaited = guest if booting.residents else None
         if not booting.up:
@@ -238,6 +258,11 @@ class Control:
         run, ended = self.booting.run, self.booting.ended_for(guest)
         if run is None or ended is not None or not run.live:
             raise HvlabError(f"there is no guest to send to: {ended.why if ended else 'boot the machine first'}")
+
+
+def _must_be_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise HvlabError(f"a guest's console takes text, as in send('help\\n'), not {quoted(text)}")
 
 
 def _silent(_phase: str | None) -> None:

@@ -5,11 +5,10 @@ several lines, or with characters that the terminal would act upon, is typed as 
 """
 
 import html
-import math
 import re
 from collections.abc import Iterator
 
-from .control import Control, Watch
+from .control import Control, Watch, check_virtual, check_wall
 from .errors import HvlabError, Overdue, quoted
 
 __all__ = ["Answer", "Shell"]
@@ -62,6 +61,7 @@ class Shell:
         there is no shell that takes a command, where the command is not whole, and where it ends the guest.
         """
         _check(line, limit)
+        check_wall("wall is", wall)
         self._must_be_ready()
         told = ""
         for typed in _typed(line):
@@ -132,8 +132,9 @@ def _check(line: str, limit: float) -> None:
         raise HvlabError(f"shell takes a command as text, as in shell('dmesg | grep nvme'), not {quoted(line)}")
     if "\0" in line:
         raise HvlabError(f"{quoted(line)} has a zero byte, which no command can have")
-    if not isinstance(limit, int | float) or not 0 < limit < math.inf:
-        raise HvlabError(f"limit is a number of seconds of virtual time, not {quoted(limit)}")
+    if not line.isascii() and any("\ud800" <= c <= "\udfff" for c in line):
+        raise HvlabError(f"{quoted(line)} has half of a character, which no console can take")
+    check_virtual("limit is", limit)
 
 
 def _typed(line: str) -> Iterator[str]:

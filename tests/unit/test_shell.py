@@ -127,10 +127,29 @@ def test_why_no_command_is_taken(change: dict[str, Any], why: str) -> None:
     assert guest.typed == [""]
 
 
+@pytest.mark.parametrize("wall", [0, -1, "x", float("nan"), True])
+def test_a_wall_time_that_nobody_could_wait(wall: Any) -> None:
+    guest = Guest(lambda _line: b"")
+    with pytest.raises(HvlabError, match="wall is a number of seconds of wall time"):
+        Shell(guest).run("ls", 60, wall)  # type: ignore[arg-type]
+    with Machine.load("q35-2g") as m:
+        run = m.boot(Config(VTD_TRANS=False))
+        for call in (m.resume, lambda wall: m.boot(limit=wall), lambda wall: m.send("time\n", limit=wall),
+                     lambda wall: m.wait(1, wall=wall)):
+            with pytest.raises(HvlabError, match="a number of seconds of wall time, or "):
+                call(wall)
+        for text in (5, None, b"time\n"):
+            with pytest.raises(HvlabError, match="a guest's console takes text"):
+                m.send(text)  # type: ignore[arg-type]
+        assert m.run is run and m.state == "waiting" and "lab> " in m.send("time\n")
+    assert guest.typed == [""]
+
+
 @pytest.mark.parametrize(("line", "limit", "why"), [
     ("", 60, "takes a command"), (" \n", 60, "takes a command"), (5, 60, "takes a command as text"), ("a\0b", 60, "zero byte"),
     ("ls", 0, "limit is a number"), ("ls", float("inf"), "limit is a number"), ("ls", float("nan"), "limit is a number"),
-    ("ls", "1", "limit is a number")])
+    ("ls", "1", "limit is a number"), ("ls", 1e300, "limit is a number"), ("ls", True, "limit is a number"),
+    ("\ud800", 60, "half of a character")])
 def test_what_is_no_command(line: Any, limit: Any, why: str) -> None:
     with pytest.raises(HvlabError, match=why):
         run(lambda _line: b"", line, limit)
@@ -196,6 +215,6 @@ def test_the_lab_guest_has_no_shell_and_waits() -> None:
         run.guest.wait(2.5)
         assert m.pc.clock.now - before == 2_500_000_000 and m.state == "waiting" and run.outcome == "up"
         assert "help" in run.guest.command("help")
-        for wrong in (0, -1, float("inf"), "1"):
+        for wrong in (0, -1, float("inf"), 1e300, "1"):
             with pytest.raises(HvlabError, match="wait takes a number of seconds"):
                 m.wait(wrong)  # type: ignore[arg-type]
