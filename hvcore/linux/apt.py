@@ -17,7 +17,8 @@ __all__ = ["BUSYBOX", "Package", "choose", "download", "show"]
 
 BUSYBOX = "busybox-static"
 _META = "linux-image-cloud-amd64"
-_KERNEL = re.compile(r"linux-image-(\d+\.\d+\.\d+\S*-cloud-amd64)")
+_CLOUD, _ANY = "-cloud-amd64", "-amd64"
+"""How the releases of kernels end that are offered at first, and those of all."""
 _ARCHITECTURE = "amd64"
 _EVERY = 0.2
 """Seconds between two looks at how far a download is."""
@@ -39,12 +40,15 @@ class Package:
 def choose(release: str | None, count: int) -> list[str]:
     """Names of kernel packages: the `count` newest whose release begins with `release` (`6.1`, `6.12.117`), newest first.
 
-    With neither, the one that Debian's linux-image-cloud-amd64 stands for.  Raises BadMachine where there is none.
+    With neither, the one that Debian's linux-image-cloud-amd64 stands for.  Kernels that are no `cloud` ones are taken where no other fits:
+    `6.1.0-56-amd64`, `6.1.0-56-rt`.  Raises BadMachine where there is none.
     """
     if release is None and not count:
         return [_default()]
-    offered = _offered()
+    offered = _offered(_CLOUD)
     fitting = [name for name in offered if release is None or matches(_release(name), release)]
+    if not fitting:
+        fitting = [name for name in _offered(_ANY) if matches(_release(name), release or "")]
     if not fitting:
         newest = ", ".join(map(_release, offered[:4])) or "none"
         raise BadMachine(f"the archive offers no kernel {release} (the newest are {newest}): choose one of those, or {_STALE}")
@@ -94,11 +98,11 @@ def _default() -> str:
     return found[0]
 
 
-def _offered() -> list[str]:
-    """Kernel packages of the archive, newest first."""
-    said = _run(["apt-cache", "search", "--names-only", "^linux-image-[0-9].*-cloud-amd64$"])
+def _offered(ending: str) -> list[str]:
+    """Kernel packages of the archive whose release ends so, newest first."""
+    said = _run(["apt-cache", "search", "--names-only", f"^linux-image-[0-9].*{ending}$"])
     names = {line.split()[0].partition(":")[0] for line in said.stdout.splitlines() if line.strip()}
-    kernels = [name for name in names if _KERNEL.fullmatch(name)]
+    kernels = [name for name in names if re.fullmatch(rf"linux-image-\d+\.\d+\.\d+\S*{ending}", name)]
     if not kernels:
         raise BadMachine(f"apt offers no linux-image-...-cloud-amd64: where this is Debian, {_STALE}; elsewhere {_OTHERWISE}")
     return sorted(kernels, key=lambda name: release_key(_release(name)), reverse=True)

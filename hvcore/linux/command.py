@@ -29,11 +29,11 @@ def add_linux(above: "argparse._SubParsersAction[Any]") -> None:
         return command
 
     fetch = add("fetch", _fetch, "Brings a kernel and busybox from Debian's archive into the cache, by apt and without root.")
-    fetch.add_argument("--release", metavar="VERSION", help="6.1, 6.12, 6.12.117, ...: the newest of those (default: the one that "
-                       "linux-image-cloud-amd64 stands for)")
+    fetch.add_argument("--release", metavar="VERSION", help="6.1, 6.12, 6.12.117, ...: the newest of those; or the whole of "
+                       "one that is no cloud kernel, as 6.1.0-56-amd64 (default: the one that linux-image-cloud-amd64 stands for)")
     fetch.add_argument("--all-newest", type=_count, default=0, metavar="N", help="the N newest kernels that the archive offers")
     fetch.add_argument("--deb", nargs="+", type=Path, default=[], metavar="FILE", help="packages that you have downloaded instead: "
-                       "linux-image-VERSION-cloud-amd64 and busybox-static")
+                       "linux-image-VERSION-amd64 (or -cloud-amd64, -rt-amd64) and busybox-static")
     fetch.add_argument("--json", action="store_true", help="one JSON object: what is in the cache now, of what was asked for")
     here = add("list", _list, "Lists the kernels in the cache, the newest first.")
     here.add_argument("--json", action="store_true", help="one JSON object; sizes in bytes")

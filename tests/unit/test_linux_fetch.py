@@ -186,6 +186,16 @@ def test_choosing(apt: Archive, release: str | None, newest: int, expected: list
     assert [one.entry.release for one in fetch(release, newest)] == [f"{name}-cloud-amd64" for name in expected]
 
 
+def test_a_kernel_that_is_no_cloud_one_is_named_whole(apt: Archive) -> None:
+    for release in ("6.1.0-56-amd64", "6.1.0-56-rt-amd64", "6.1.0-99-amd64-dbg"):
+        apt.offer(kernel_deb(apt.pool, release, "6.1.192-2"))
+    for wanted, release in (("6.1.0-56-amd64", "6.1.0-56-amd64"), ("6.1.0-56-rt", "6.1.0-56-rt-amd64"),
+                            ("6.1.0-56", "6.1.0-56-cloud-amd64"), ("6.1", "6.1.0-56-cloud-amd64")):
+        assert [one.entry.release for one in fetch(wanted)] == [release]
+    with pytest.raises(BadMachine, match=r"offers no kernel 6\.1\.0-99"):
+        fetch("6.1.0-99-amd64-dbg")
+
+
 @pytest.mark.parametrize("wanted", ["6.1.0-5", "5.10", "", "6.12.9+deb1", "6.1.*"])
 def test_no_such_kernel(apt: Archive, wanted: str) -> None:
     with pytest.raises(BadMachine, match=r"offers no kernel .* \(the newest are 6.12.9\+deb12-cloud-amd64, 6.1.0-56-cloud-amd64, 6.1.0-9"):
