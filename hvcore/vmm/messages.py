@@ -4,6 +4,9 @@ The guest writes the address and data of a vector as it would without a hypervis
 guest reads them back; the device gets the index of an entry of the unit's interrupt remapping table in their place, and the entry lets this
 one requester send what the guest wants, as far as that is harmless: a fixed or lowest-priority interrupt of a vector from 16 on.  What it
 may not send (NMI, SMI, INIT) has no entry, so the unit blocks it.
+
+A table is answered where firmware laid it.  A guest that moves it, by the base address or a bridge's window (a Linux does that for devices
+that were removed and are found again), writes to the device itself: what that sends then is blocked, and the guest waits for it in vain.
 """
 
 from collections.abc import Iterable, Iterator
