@@ -74,12 +74,16 @@ class Driver:
             assert self.pc.clock.skip()
         return self.read(0x1C)
 
-    def enable(self, asq: int = ASQ, acq: int = ACQ) -> "Driver":
+    def begin(self, asq: int = ASQ, acq: int = ACQ) -> None:
+        """Sets CC.EN, and does not wait for what comes of it."""
         self.write(0x24, (self.entries - 1) * 0x10001)
         self.write(0x28, asq, 8)
         self.write(0x30, acq, 8)
-        self.queues = {0: Queue(self, 0, asq, acq, self.entries)}
         self.write(0x14, 0x460001)
+
+    def enable(self, asq: int = ASQ, acq: int = ACQ) -> "Driver":
+        self.queues = {0: Queue(self, 0, asq, acq, self.entries)}
+        self.begin(asq, acq)
         self.wait(3)
         return self
 

@@ -2,7 +2,7 @@
 
 
 import pytest
-from nvme_driver import ACQ, ASQ, BLOCKS, DATA, DNR, LISTS, PAGE, READ, WRITE, Driver, content, disk_of
+from nvme_driver import ASQ, BLOCKS, DATA, DNR, LISTS, PAGE, READ, WRITE, Driver, content, disk_of
 
 from hvcore.spec.nvme import AdminOpcode, Command, NvmOpcode, Status
 
@@ -40,10 +40,7 @@ def test_read_only_registers_and_reserved_bits_hold() -> None:
 
 def test_enable_takes_time_and_disable_does_not() -> None:
     d = Driver()
-    d.write(0x24, 0x00070007)
-    d.write(0x28, ASQ, 8)
-    d.write(0x30, ACQ, 8)
-    d.write(0x14, 0x460001)
+    d.begin()
     assert d.read(0x1C) == 0
     d.pc.clock.advance(100_000)
     assert d.read(0x1C) == 1

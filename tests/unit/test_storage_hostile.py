@@ -66,10 +66,7 @@ def test_queues_that_are_not_the_guests_are_refused(nvme, where):
     nvme.disable()
     for asq, acq in ((address, ACQ), (ASQ, address)):
         d = Driver(nvme.pc)
-        d.write(0x24, 0x70007)
-        d.write(0x28, asq, 8)
-        d.write(0x30, acq, 8)
-        d.write(0x14, 0x460001)
+        d.begin(asq, acq)
         assert d.wait(3) == 2
         d.disable()
     assert nvme.pc.core_memory() == core
@@ -219,10 +216,7 @@ def test_a_controller_that_fails_at_once(nvme):
     nvme.disable()
     nvme.pc.gate.blocks = lambda request: True
     d = Driver(nvme.pc)
-    d.write(0x24, 0x70007)
-    d.write(0x28, ASQ, 8)
-    d.write(0x30, ACQ, 8)
-    d.write(0x14, 0x460001)
+    d.begin()
     assert d.wait(3) == 2
     assert "the controller has failed" in nvme.pc.console[-1]
     nvme.pc.gate.blocks = lambda request: False
@@ -247,10 +241,7 @@ def test_a_controller_that_is_not_there_for_a_while(nvme):
 
 def test_a_controller_that_is_gone_while_it_starts():
     d = Driver(Behind())
-    d.write(0x24, 0x70007)
-    d.write(0x28, ASQ, 8)
-    d.write(0x30, ACQ, 8)
-    d.write(0x14, 0x460001)
+    d.begin()
     command = d.pc.config_read(NVME.source, 4, 2)
     d.pc.config_write(NVME.source, 4, command & ~2, 2)
     d.pc.clock.advance(1_000_000)
