@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
+from test_in_jupyterlab import FOCUSED
 
 from accessible import amiss
 from labserver import ROOT, free_port
@@ -80,6 +81,8 @@ def test_a_visitor_has_a_machine_and_takes_it_along(browser: Browser, app: tuple
     page.get_by_role("button", name="Remember now").click()
     expect(page.get_by_role("radio", name=re.compile("^moment 1, "))).to_be_visible()
     assert not amiss(page)
+    page.get_by_role("textbox", name=re.compile("^Guest's console.*: a command$")).focus()
+    assert page.evaluate(FOCUSED)["whole"]
     page.goto("about:blank")
     for _ in range(300):
         if not children(pid):
