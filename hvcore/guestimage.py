@@ -53,7 +53,7 @@ def is_linux(guest: Elf | Kernel | None) -> bool:
 def refuse_linux(pc: Pc, config: Config, words: str) -> None:
     """Raises HvlabError, a sentence for each reason, where a Linux with `words` on its command line would not run here."""
     if pc.cpu.state is None:
-        raise HvlabError("a Linux needs parts of the emulator that lie elsewhere in this version of it: install unicorn 2.1.2 to 2.1.4 "
+        raise HvlabError("a Linux needs parts of the emulator that lie elsewhere in this version of it: install unicorn 2.1.4 "
                          "for x86-64, or boot the lab guest")
     if config.TINYVISOR:
         raise BadConfig("TINYVISOR=y takes two lab guests, no Linux: set TINYVISOR=n")

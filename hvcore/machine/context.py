@@ -80,7 +80,7 @@ def _header(context: Any) -> int:
     size = ctypes.c_size_t.from_address(_address(context)).value
     header = int(context.size) - size
     if not 0 < header <= 128:
-        raise RuntimeError("this build of Unicorn keeps its contexts otherwise; install unicorn 2.1.2 to 2.1.4")
+        raise RuntimeError("this build of Unicorn keeps its contexts otherwise; install unicorn 2.1.4")
     return header
 
 
@@ -98,7 +98,7 @@ class _Places:
         uc.reg_write(register, value)
         data, word = _raw(uc), value.to_bytes(size, "little")
         if data.count(word) != 1:
-            raise RuntimeError("this build of Unicorn keeps its registers otherwise; install unicorn 2.1.2 to 2.1.4")
+            raise RuntimeError("this build of Unicorn keeps its registers otherwise; install unicorn 2.1.4")
         return data.index(word)
 
     @staticmethod
@@ -111,7 +111,7 @@ class _Places:
             at = {i for i in range(0, len(data), 4) if data[i:i + 4] == top.to_bytes(4, "little")}
             found = at if found is None else found & at
         if not found or len(found) != 1:
-            raise RuntimeError("this build of Unicorn keeps its x87 state otherwise; install unicorn 2.1.2 to 2.1.4")
+            raise RuntimeError("this build of Unicorn keeps its x87 state otherwise; install unicorn 2.1.4")
         return found.pop()
 
     @staticmethod
@@ -125,7 +125,7 @@ class _Places:
         after = _raw(uc)
         found = [i for i in range(0, len(after) - 7, 8) if before[i:i + 8] != after[i:i + 8] and any(after[i + 4:i + 8])]
         if len(found) != 1:
-            raise RuntimeError("this build of Unicorn keeps its own addresses otherwise; install unicorn 2.1.2 to 2.1.4")
+            raise RuntimeError("this build of Unicorn keeps its own addresses otherwise; install unicorn 2.1.4")
         return found[0]
 
 

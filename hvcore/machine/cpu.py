@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError, __version__
+from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
 from unicorn import x86_const as x86
 
 from ..errors import Unreadable
@@ -52,8 +52,6 @@ HLT = 0xF4
 TRANSLATED = 128 << 20
 """Bytes of this computer's memory that translated code may take before all of it is dropped.  A Linux boots as fast with a quarter of it;
 a guest that rewrites its code for ever would fill the emulator's own gibibyte."""
-_DROPS_CODE = __version__ != "2.1.2"
-"""That version ends this process when there is no room left."""
 
 
 class StopKind(Enum):
@@ -90,8 +88,7 @@ class Cpu:
         untranslatable.mend()
         self.uc = Uc(UC_ARCH_X86, UC_MODE_64)
         self.uc.ctl_set_cpu_model(MODEL)
-        if _DROPS_CODE:
-            self.uc.ctl_set_tcg_buffer_size(TRANSLATED)
+        self.uc.ctl_set_tcg_buffer_size(TRANSLATED)
         self._blocks = list(_map_memory(self.uc, memory))
         self._map_holes()
         self.uc.ctl_exits_enabled(True)

@@ -33,4 +33,4 @@ def raw_hook(uc: Uc, kind: int, function: Any, data: Any, *more: Any) -> None:
     error = uclib.uc_hook_add(uc._uch, ctypes.byref(number), ctypes.c_int(kind), function, data, ctypes.c_uint64(1), ctypes.c_uint64(0),
                               *more)
     if error:
-        raise RuntimeError(f"Unicorn refuses a hook of kind {kind} (error {error}); install unicorn 2.1.2 to 2.1.4")
+        raise RuntimeError(f"Unicorn refuses a hook of kind {kind} (error {error}); install unicorn 2.1.4")

@@ -215,7 +215,7 @@ def _error_code_offset() -> int:
         hits = _find_word(_context_after_gp(selector), selector)
         found = hits if found is None else found & hits
     if not found or len(found) != 1:
-        raise RuntimeError("this build of Unicorn does not show error codes; install unicorn 2.1.2 to 2.1.4")
+        raise RuntimeError("this build of Unicorn does not show error codes; install unicorn 2.1.4")
     return found.pop()
 
 

@@ -419,7 +419,6 @@ def test_in_the_host_it_is_a_crash() -> None:
         memory.close()
 
 
-@pytest.mark.skipif(not cpu_module._DROPS_CODE, reason="this version of the emulator cannot")
 def test_a_guest_that_rewrites_its_code_for_ever_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for translated code is bounded, and running out of it changes nothing: 18 MB of it in 1 MiB."""
     place = CODE + 0x100000
