@@ -125,8 +125,8 @@ def test_what_is_no_guest(asked: tuple[Any, ...], error: type[Exception], why: s
     (["--guest", "beos"], "there is no guest 'beos'"), (["--guest", "lab", "--initrd", "x"], "kernel and initrd are files of a Linux"),
     (["--kernel", "/nosuch"], "the kernel /nosuch cannot be read"), (["--append", "\u00e4"], "only printable ASCII is allowed"),
     (["--append", "x" * 3000], "a kernel takes 2047"), (["--append", "a\nb"], "has the character '\\n'"),
-    (["--guest", "linux", "--append", "a\0b"], "has the character '\\x00'"), (["--kernel", "/dev/zero"], "the kernel /dev/zero cannot be read: it is no file"),
-    (["--kernel", "/nosuch\0"], "no zero byte")])
+    (["--guest", "linux", "--append", "a\0b"], "has the character '\\x00'"),
+    (["--kernel", "/dev/zero"], "the kernel /dev/zero cannot be read: it is no file"), (["--kernel", "/nosuch\0"], "no zero byte")])
 def test_mistakes_on_the_command_line_are_one_line(options: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["boot", "q35-2g", "--set", "VTD_TRANS=n", *options]) == 2
     shown = capsys.readouterr()
