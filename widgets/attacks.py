@@ -24,6 +24,8 @@ from .view import View, module, style
 __all__ = ["AttackView", "Attacks"]
 
 NOTHING = "The guest has not attacked yet."
+RESTING = "no guest waits for a command now: the machine is booted anew for it"
+LINUX = "the wicked driver is the lab guest's: the machine is booted anew with that, and this Linux ends"
 
 
 class AttackView(View):
@@ -40,7 +42,7 @@ class AttackView(View):
     of = traitlets.Unicode("").tag(sync=True)
     said = traitlets.Unicode(NOTHING).tag(sync=True)
     enabled = traitlets.Bool(True).tag(sync=True)
-    boots = traitlets.Bool(False).tag(sync=True)
+    boots = traitlets.Unicode("").tag(sync=True)
     takes = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, result: Attack | None = None, selection: Selection | None = None,
@@ -63,9 +65,10 @@ class AttackView(View):
         if choice:
             self.selection.choose(**choice)
 
-    def allow(self, state: str) -> None:
-        """A running machine cannot attack; one whose guest does not wait is booted for it, and the view says so."""
-        self.enabled, self.boots = state != "running", state not in ("running", "waiting")
+    def allow(self, state: str, linux: bool) -> None:
+        """A running machine cannot attack; one whose guest does not wait, or is a Linux, is booted for it, and the view says so."""
+        self.enabled = state != "running"
+        self.boots = LINUX if linux else "" if state in ("running", "waiting") else RESTING
 
     def _received(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
         name, device = content.get("name"), content.get("device") or None

@@ -404,7 +404,7 @@ class Workbench(ipw.VBox):
         """What can be done in a state of the machine can be pressed."""
         self._state = state
         self.controls.allow(state)
-        self.attacks.one.allow("stopped" if state == "waiting" and self.machine.linux else state)
+        self.attacks.one.allow(state, self.machine.linux)
         self.moments.enabled = self.faults.can_act = self.dma.can_act = self.verdict.can_apply = state != "running"
 
     def _show_changes(self) -> None:

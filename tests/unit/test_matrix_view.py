@@ -13,6 +13,7 @@ from hvcore.inspect.matrix import MARKS, Cell, Matrix, matrix
 from hvcore.vmm.config import POLICIES
 from hvcore.worker import Listener, Worker
 from widgets import AttackView, MatrixView, Selection, Workbench
+from widgets.attacks import RESTING
 from widgets.evidence import VERDICT_FILLS, brief, choice_of, policy_words
 
 SOME = ("off", "bitvisor", "article"), ("steal-key", "overwrite-stub", "forge-interrupt")
@@ -234,17 +235,17 @@ def test_an_early_attack_boots_and_says_so(bench: Workbench, machine: Machine) -
 
 def test_where_no_guest_waits_the_machine_is_booted_for_the_attack_and_the_view_says_so(bench: Workbench, machine: Machine) -> None:
     one = bench.attacks.one
-    assert (one.enabled, one.boots) == (True, False)
+    assert (one.enabled, one.boots) == (True, "")
     bench.controls.options.policy.value = "article"
     bench.controls.buttons["reboot"].click()
     bench.wait()
     assert machine.run.outcome == "vmm-panic"
-    assert (one.enabled, one.boots) == (True, True)
+    assert (one.enabled, one.boots) == (True, RESTING)
     press(one, "attack", name="steal-key", device="")
     bench.wait()
     assert (machine.run.number, one.result["verdict"], one.result["choice"]) == (3, "boot failed", None)
     bench.hear_progress(machine, "guest runs", 0.1)
-    assert (one.enabled, one.boots) == (False, False)
+    assert (one.enabled, one.boots) == (False, "")
 
 
 def test_nonsense_from_the_browser_attacks_nobody(bench: Workbench, machine: Machine) -> None:

@@ -25,8 +25,7 @@ function render({ model, el }) {
   function describe() {
     const { goal, way, against, early } = about(attack.value) ?? {};
     what.replaceChildren(terms([["wants", goal], ["way", way], ["against it", against],
-      ["beware", early ? "the device is at work before the core: the machine is booted anew for it" :
-        model.get("boots") ? "no guest waits for a command now: the machine is booted anew for it" : ""]]));
+      ["beware", model.get("boots") || (early ? "the device is at work before the core: the machine is booted anew for it" : "")]]));
   }
 
   function state() {
