@@ -22,7 +22,7 @@ _INTERRUPT = "\x03"
 _LONGEST = 3000
 """Bytes of a line that is typed; the terminal takes 4095."""
 _KERNELS = re.compile(rb"\[ *\d+\.\d+\] [^\n]*\n")
-_WAY_OUT = "send() what it waits for, or '\\x03' for Ctrl-C, '\\x1c' for Ctrl-\\, '\\x04' for Ctrl-D"
+_WAY_OUT = "'\\x1c' for Ctrl-\\, or '\\x04' for Ctrl-D"
 _SHOWN = 2000
 """Characters at the end of an output that an error quotes."""
 
@@ -90,7 +90,7 @@ class Shell:
         if not booting.pc.rest.at_prompt and not booting.has_shell:
             raise HvlabError("the guest's init is not hvlab's, and shell() knows the prompt of that one only: send() types on its console")
         if not booting.pc.rest.at_prompt:
-            raise HvlabError(f"the shell is in the middle of a command: {_WAY_OUT}")
+            raise HvlabError(f"the shell is in the middle of a command: send() what it waits for, '\\x03' for Ctrl-C, {_WAY_OUT}")
 
     def _type(self, typed: str, line: str, limit: float, wall: float, watch: Watch | None) -> str:
         """One line of the console, up to the next prompt: what came between."""
@@ -107,7 +107,7 @@ class Shell:
         if in_time and self._control.engine.stopped:
             raise HvlabError(f"the machine was stopped while {quoted(line)} ran: resume() lets it go on{_so_far(said)}")
         spent = f"{limit:g} s of virtual time" if in_time else f"{wall:g} s of wall time"
-        how = "Ctrl-C ended it" if self._interrupt() else f"Ctrl-C does not end it, so {_WAY_OUT}"
+        how = "Ctrl-C ended it" if self._interrupt() else f"Ctrl-C does not end it: send() what it waits for, {_WAY_OUT}"
         what = "is no whole command: the shell asked for more" if said == "> " else f"was still running after {spent}"
         raise Overdue(f"{quoted(line)} {what}; {how}{_so_far(said)}", said)
 
