@@ -209,7 +209,7 @@ def _entry(path: Path) -> Entry | str:
         missing = [name for name, (size, _) in files.items() if (path / name).stat().st_size != size]
         return f"{missing[0]} is not what was fetched" if missing else found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        return f"its files cannot be read: {e}"
+        return f"its files cannot be read: {e.strerror if isinstance(e, OSError) else e}"
 
 
 def _damaged(path: Path, what: str) -> BadMachine:

@@ -38,7 +38,7 @@ def add_linux(above: "argparse._SubParsersAction[Any]") -> None:
     here = add("list", _list, "Lists the kernels in the cache, the newest first.")
     here.add_argument("--json", action="store_true", help="one JSON object; sizes in bytes")
     remove = add("remove", _remove, "Takes kernels out of the cache.")
-    remove.add_argument("release", nargs="*", metavar="VERSION", help="the beginning of a kernel's release, or a damaged folder's name")
+    remove.add_argument("release", nargs="*", metavar="VERSION", help="the beginning of a kernel's release, or its folder's name")
     remove.add_argument("--all", action="store_true", help="all of them")
 
 
@@ -99,7 +99,7 @@ def _remove(options: argparse.Namespace) -> None:
 
 def _one(text: str) -> Path:
     from . import cache
-    fitting = {e.folder: e.release for e in cache.entries() if cache.matches(e.release, text)} | {
+    fitting = {e.folder: e.release for e in cache.entries() if cache.matches(e.release, text) or e.folder.name == text} | {
         path: path.name for path in cache.damaged() if path.name == text}
     if not fitting:
         raise BadMachine(f"no Linux kernel {text} in {cache.folder()}: `hvlab linux list` shows what is there")

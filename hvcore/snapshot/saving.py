@@ -25,7 +25,7 @@ from .description import checked, image_facts, with_image
 from .encoding import encode
 from .file import Reader, Writer, values
 from .graph import Graph
-from .pages import CHUNK, Pages, by_huge_pages, fill, in_threads, pack, runs_of, touched, unpack
+from .pages import CHUNK, ZSTD, Pages, best_codec, by_huge_pages, fill, in_threads, pack, runs_of, touched, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,7 +129,9 @@ def info(path: str | os.PathLike[str]) -> Told:
 
 
 def _guest_in(reader: Reader) -> str:
-    """Which guest was loaded, by its own bytes in the file."""
+    """Which guest was loaded, by its own bytes in the file; what there is to do where they cannot be unpacked here."""
+    if reader.section(reader.header["sections"].get("guest")).codec == ZSTD != best_codec():
+        return "packed by Zstandard: pip install zstandard, to be told"
     guest, _ = decode(_graph(reader, "guest"), {})
     if not isinstance(guest, Elf | Kernel):
         raise BadSnapshot("its guest is none")

@@ -80,6 +80,12 @@ def test_info_tells_what_it_is_and_nothing_that_a_terminal_acts_upon(capsys, sav
     assert status == 0 and out.startswith("machine       ?[2Jx?y?\n")
 
 
+def test_info_needs_no_package(saved):
+    program = "import sys; sys.modules['zstandard'] = None; from hvcore.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", program, "snapshot", "info", str(saved)], capture_output=True, text=True, check=True)
+    assert "guest         packed by Zstandard: pip install zstandard, to be told\n" in done.stdout and not done.stderr
+
+
 def with_header(data, version=1, **changes):
     """A snapshot whose header says something else."""
     at, size = struct.unpack_from("<QQ", data, 16)

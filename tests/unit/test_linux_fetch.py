@@ -5,6 +5,7 @@ import io
 import json
 import lzma
 import os
+import re
 import struct
 import sys
 import tarfile
@@ -400,6 +401,11 @@ def test_the_command_line(apt: Archive, capsys: pytest.CaptureFixture[str]) -> N
     (folder / "entry.json").write_text("?")
     assert f"{folder.name}: damaged: " in said("list")[1] and json.loads(said("list", "--json")[1])["damaged"][0]["folder"] == str(folder)
     assert said("remove", folder.name)[:2] == (0, f"removed {folder}\n") and cache.damaged() == {}
+    again = fetch("6.1.0-56")[0].entry
+    (again.folder / "busybox").write_bytes(bytes(len(BUSYBOX)))
+    with pytest.raises(BadMachine, match=rf"busybox is not what was fetched\): run `hvlab linux remove {re.escape(again.folder.name)}`"):
+        linux_image()
+    assert said("remove", again.folder.name)[:2] == (0, f"removed {again.folder}\n") and releases() == []
     files = [str(p) for p in (*apt.pool.glob("linux-image-6.1.0-9*"), *apt.pool.glob("busybox*"))]
     assert json.loads(said("fetch", "--json", "--deb", *files)[1])["kernels"][0]["new"] is True
     for words in (["remove"], ["remove", "6.12"], ["remove", "--all", "6.1"], ["fetch", "--release", "9"],
