@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -124,6 +123,7 @@ def _must_take_a_file(path: Path | None) -> None:
     """Raises HvlabError at once where a snapshot could not be written at the end."""
     if path is None:
         return
+    from tempfile import TemporaryFile
     folder = path.absolute().parent
     if os.path.exists(path) and not os.path.isfile(path):
         raise HvlabError(f"{path} cannot be written (it is there, and no file): name a file")
@@ -132,7 +132,7 @@ def _must_take_a_file(path: Path | None) -> None:
     try:
         with suppress(FileNotFoundError):
             os.lstat(path)
-        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+        with TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
             pass
     except (OSError, ValueError) as e:
         why = e.strerror if isinstance(e, OSError) else e
