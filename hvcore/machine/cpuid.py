@@ -1,5 +1,4 @@
-"""What CPUID tells of the machine's processor: the emulator's EPYC without RDRAND, by which this computer's randomness would come in, and
-without SMAP: the emulator has IRET and RETF of outer rings read their stacks as an inner ring would, which is then forbidden."""
+"""What CPUID tells of the machine's processor: the emulator's EPYC without RDRAND, by which this computer's randomness would come in."""
 
 from functools import cache, lru_cache
 
@@ -11,7 +10,7 @@ from . import emulator
 __all__ = ["MODEL", "cpuid", "without_rdrand"]
 
 MODEL = x86.UC_CPU_X86_EPYC
-_RDRAND, _OSXSAVE, _SMAP = 1 << 30, 1 << 27, 1 << 20
+_RDRAND, _OSXSAVE = 1 << 30, 1 << 27
 _REGISTERS = (x86.UC_X86_REG_RAX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX)
 
 
@@ -23,7 +22,7 @@ def cpuid(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
     uc.reg_write(x86.UC_X86_REG_RCX, subleaf)
     uc.emu_start(0, 2)
     eax, ebx, ecx, edx = (uc.reg_read(register) & 0xFFFF_FFFF for register in _REGISTERS)
-    return eax, ebx & ~_SMAP if leaf == 7 else ebx, ecx & ~_RDRAND if leaf == 1 else ecx, edx
+    return eax, ebx, ecx & ~_RDRAND if leaf == 1 else ecx, edx
 
 
 def without_rdrand(state: emulator.State) -> None:

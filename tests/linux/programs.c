@@ -84,10 +84,6 @@ static void signals(void)
     CODE("WBINVD", "wbinvd");
     CODE("SWAPGS", "swapgs");
     CODE("MOV to SS of the kernel's", "mov $0x10, %%eax; mov %%ax, %%ss");
-    CODE("IRETQ to the kernel", "push $0; push $0; push $2; push $0x10; push $0; iretq");
-    CODE("IRETQ", "mov %%rsp, %%rax; push $0x2b; push %%rax; pushfq; push $0x33; lea 1f(%%rip), %%rax; push %%rax; iretq; 1:");
-    CODE("RETFQ to 32-bit code and back", "mov %%rsp, room(%%rip); push $0x23; lea 1f(%%rip), %%rax; push %%rax; lretq\n"
-                                          "1: .code32; ljmp $0x33, $2f; .code64; 2: mov room(%%rip), %%rsp");
     CODE("MOVAPS not aligned", "movaps 1(%%rbx), %%xmm0");
     CODE("CMPXCHG16B not aligned", "cmpxchg16b 8(%%rbx)");
     CODE("16 bytes of an instruction", ".fill 15, 1, 0x66; nop");

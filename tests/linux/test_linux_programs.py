@@ -37,8 +37,6 @@ REAL = {
     "INT 0x81": "signal 11 code 128 trap 13 error 40a at (nil)",
     **dict.fromkeys(("HLT", "CLI", "IN", "OUT", "RDMSR", "MOV of CR0", "WBINVD", "SWAPGS"), PRIVILEGED),
     "MOV to SS of the kernel's": "signal 11 code 128 trap 13 error 10 at (nil)",
-    "IRETQ to the kernel": "signal 11 code 128 trap 13 error 10 at (nil)",
-    "IRETQ": "nothing", "RETFQ to 32-bit code and back": "nothing",
     "MOVAPS not aligned": PRIVILEGED, "CMPXCHG16B not aligned": PRIVILEGED, "16 bytes of an instruction": PRIVILEGED,
     "trap flag": "signal 5 code 2 trap 1 error 0 at the instruction",
     "#MF": "signal 8 code 3 trap 16 error 0 at the instruction",
