@@ -101,10 +101,11 @@ function render({ model, el }) {
 
   log.addEventListener("keydown", (event) => {
     if (event.key !== "Tab" && event.key !== "Escape") event.stopPropagation();
-    if (event.key !== "End") return;
-    event.preventDefault(); // a scroll that glides would come to where the end was
-    follows = true;
-    toEnd();
+    if (event.key !== "End" && event.key !== "Home") return;
+    event.preventDefault(); // a scroll that glides would come to where the end was, and one to the beginning would undo an End behind it
+    follows = event.key === "End";
+    if (follows) toEnd();
+    else log.scrollTop = 0;
   });
   log.addEventListener("scroll", () => { follows = log.scrollHeight - log.scrollTop - log.clientHeight < 24; });
   const resized = new ResizeObserver(toEnd); // lines break elsewhere then
