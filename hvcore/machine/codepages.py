@@ -13,7 +13,6 @@ those processors that `CodePages` was made for, while they run.
 import ctypes
 import mmap
 import platform
-import threading
 from typing import Any
 
 from unicorn import UC_ARCH_X86, UC_MODE_64, Uc, UcError
@@ -21,7 +20,7 @@ from unicorn import x86_const as x86
 
 from ..spec.svm import EFER, EFER_LMA, EFER_LME, EFER_NXE
 from . import emulator
-from .library import address_of, entries, exported, lasting_page
+from .library import Once, address_of, entries, exported, lasting_page
 
 __all__ = ["CodePages"]
 
@@ -165,25 +164,9 @@ class CodePages:
         return int(self._block.met) if self._mending is not None else None
 
 
-_lock = threading.Lock()
-_done: list[_Mending | None] = []
-
-
 def mend() -> _Mending | None:
     """The mending, which is made once in a process; None where this build of the library, or this computer, is not as it has to be."""
-    with _lock:
-        if not _done:
-            _done.append(None)
-            _done[0] = _mended()
-        return _done[0]
-
-
-def _undo() -> None:
-    """As it was; while no emulator runs."""
-    with _lock:
-        for mending in filter(None, _done):
-            mending.end()
-        _done.clear()
+    return _once.get()
 
 
 def _mended() -> _Mending | None:
@@ -203,6 +186,7 @@ def _mended() -> _Mending | None:
     return None
 
 
+_once = Once(_mended)
 _TABLES, _HERE, _ALIAS = 0x1000, 0x10000, 0x20000
 _PROGRAM = b"".join(b"\xc6\x04\x25" + (_ALIAS + 0x101).to_bytes(4, "little") + bytes((n, 0xE8)) + (0x100 - 13 * n).to_bytes(4, "little")
                     for n in (1, 2, 3)) + b"\xf4"

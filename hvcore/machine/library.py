@@ -1,15 +1,48 @@
-"""The emulator's library in this process's memory: its exported functions, and the entries of the table by which it calls them itself."""
+"""The emulator's library in this process's memory: its exported functions, the entries of the table by which it calls them itself, and
+what is changed there once in a process."""
 
 import ctypes
 import mmap
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from unicorn.unicorn_py3.unicorn import uclib
 
-__all__ = ["address_of", "entries", "exported", "lasting_page"]
+__all__ = ["Once", "address_of", "entries", "exported", "lasting_page"]
+
+
+class _Ends(Protocol):
+    def end(self) -> None: ...
+
+
+_Mending = TypeVar("_Mending", bound=_Ends)
+
+
+class Once(Generic[_Mending]):
+    """What `make` does to the library, at the first `get` in a process; it gives None where this build, or this computer, does not fit."""
+
+    def __init__(self, make: Callable[[], _Mending | None]):
+        self._make, self._lock = make, threading.Lock()
+        self._asked = False
+        self._made: _Mending | None = None
+
+    def get(self) -> _Mending | None:
+        """What was made; the same again and again."""
+        with self._lock:
+            if not self._asked:
+                self._asked = True
+                self._made = self._make()
+            return self._made
+
+    def undo(self) -> None:
+        """As it was; while no emulator runs."""
+        with self._lock:
+            if self._made is not None:
+                self._made.end()
+            self._asked, self._made = False, None
 
 
 def address_of(function: Any) -> int:

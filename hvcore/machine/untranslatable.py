@@ -15,14 +15,13 @@ anything else, and everything after translation, is as it was.  The entries are 
 import ctypes
 import platform
 import re
-import threading
 from typing import Any
 
 from unicorn import UC_ARCH_X86, UC_HOOK_INSN_INVALID, UC_MODE_64, Uc, UcError
 from unicorn.x86_const import UC_X86_REG_RIP
 
 from .emulator import layout, release
-from .library import address_of, entries, exported, lasting_page
+from .library import Once, address_of, entries, exported, lasting_page
 
 __all__ = ["mend"]
 
@@ -172,27 +171,12 @@ class _Mending:
             slot.value = before
 
 
-_lock = threading.Lock()
-_done: list[_Mending | None] = []
-
-
 def mend() -> bool:
     """From now on none of that ends this process, in any of its emulators; again and again does no harm.
 
     False where this build of the library, or this computer, is not as it has to be: then nothing is changed.
     """
-    with _lock:
-        if not _done:
-            _done.append(_mended())
-        return _done[0] is not None
-
-
-def _undo() -> None:
-    """As it was; while no emulator runs."""
-    with _lock:
-        for mending in filter(None, _done):
-            mending.end()
-        _done.clear()
+    return _once.get() is not None
 
 
 def _mended() -> _Mending | None:
@@ -210,6 +194,9 @@ def _mended() -> _Mending | None:
         return mending
     mending.end()
     return None
+
+
+_once = Once(_mended)
 
 
 def _operations() -> int | None:

@@ -20,9 +20,9 @@ TABLES, STACK, CALLER, CODE, ALIAS, PAGES = 0x1000, 0x9000, 0xA000, 0x100000, 0x
 @pytest.fixture
 def _as_it_was() -> Iterator[None]:
     """Nothing is mended before the test; afterwards it may be again."""
-    codepages._undo()
+    codepages._once.undo()
     yield
-    codepages._undo()
+    codepages._once.undo()
 
 
 class Writer:

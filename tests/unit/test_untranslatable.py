@@ -45,9 +45,9 @@ def _mended() -> None:
 @pytest.fixture
 def _as_it_was() -> Iterator[None]:
     """Nothing is mended before the test; afterwards it may be again."""
-    untranslatable._undo()
+    untranslatable._once.undo()
     yield
-    untranslatable._undo()
+    untranslatable._once.undo()
 
 
 class Told(NamedTuple):
@@ -168,7 +168,7 @@ def test_code_that_changes() -> None:
 
 def test_nothing_else_is_changed() -> None:
     """The same code with it and without: registers, flags, memory and exceptions are the same."""
-    untranslatable._undo()
+    untranslatable._once.undo()
     r, told = Random(7), []
     codes = [code for code in (piece(r) for _ in range(150)) if not LOCKED_BIT.search(code) and not RANDOM.search(code)]
     for _ in range(2):
@@ -228,8 +228,8 @@ def test_what_does_not_meet_it_is_taken_back(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.usefixtures("_as_it_was")
 def test_twice_is_once() -> None:
     assert untranslatable.mend()
-    mending = untranslatable._done[0]
-    assert untranslatable.mend() and untranslatable._done == [mending]
+    mending = untranslatable._once.get()
+    assert mending is not None and untranslatable.mend() and untranslatable._once.get() is mending
     assert library.entries(untranslatable._NAMES) is None
 
 
